@@ -1,0 +1,36 @@
+/*
+ * Every maximum that bounds input from outside, in one place. Sizes in bytes, times in milliseconds.
+ * A length that comes from a peer or a file is compared with one of these before it is used.
+ */
+#ifndef KVARN_BASE_LIMITS_H
+#define KVARN_BASE_LIMITS_H
+
+/* Codec. */
+#define KVARN_HEAD_DIM_MAX 512 /* largest head_dim in use today is 256; MLA's latent is 512 */
+#define KVARN_HEAD_DIM_STEP 8  /* records pack 8 / bits values a byte along tokens; scales align */
+#define KVARN_GROUP_MAX     128
+#define KVARN_ROTATED_ABS_MAX 32768.0f /* SEMANTICS: beyond it a half-precision scale may overflow */
+#define KVARN_HALF_MAX        65504.0f
+
+/* Shape of a model. */
+#define KVARN_LAYERS_MAX       512
+#define KVARN_LAYER_GROUPS_MAX 512
+#define KVARN_KV_HEADS_MAX     256
+#define KVARN_Q_HEADS_MAX      1024
+#define KVARN_MODEL_NAME_MAX   256
+#define KVARN_SHAPES_MAX       1024 /* registered shapes a daemon holds */
+
+/* Sessions. */
+#define KVARN_SESSION_NAME_MAX 256
+#define KVARN_SESSION_TOKENS_MAX (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
+#define KVARN_SESSIONS_MAX       1000000
+
+/* Wire. */
+#define KVARN_MESSAGE_BYTES_MAX       (64 * 1024)
+#define KVARN_HELLO_MESSAGE_BYTES_MAX (4 * 1024) /* before Hello succeeded; no payload then */
+#define KVARN_PAYLOAD_BYTES_MAX       (UINT64_C(256) << 20)
+#define KVARN_UNPACK_BYTES_MAX        (512 * 1024) /* memory of one unpacked message */
+#define KVARN_BATCH_ITEMS_MAX         1024
+#define KVARN_LIST_PAGE_MAX           256 /* sessions in one ListSessionsReply */
+
+#endif
