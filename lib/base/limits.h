@@ -25,6 +25,9 @@
 #define KVARN_SESSION_TOKENS_MAX (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
 #define KVARN_SESSIONS_MAX       1000000
 
+/* Where the daemon listens and clients look when nothing else is said. */
+#define KVARN_DEFAULT_SOCKET "/run/kvarnd/kvarnd.sock"
+
 /* Wire. */
 #define KVARN_MESSAGE_BYTES_MAX       (64 * 1024)
 #define KVARN_HELLO_MESSAGE_BYTES_MAX (4 * 1024) /* before Hello succeeded; no payload then */

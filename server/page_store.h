@@ -1,0 +1,83 @@
+/*
+ * Page store: fixed-size slots for pages, cut from chunks of 2 to 16 MiB, shared by reference.
+ *
+ * Owner: service. Thread: loop only, except that a worker may use page->data while the loop holds a
+ * reference for it. Knows nothing of sessions or the wire.
+ */
+#ifndef KVD_PAGE_STORE_H
+#define KVD_PAGE_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <bsd/sys/queue.h>
+
+#include "kvarn/err.h"
+#include "server/budget.h"
+#include "server/chunk_source.h"
+
+/* What a page is for; the counts of Stats and InspectSession are by class. */
+enum kvd_page_class {
+    KVD_PAGE_TILES, /* sealed: all KV heads' tiles of one layer and block, immutable */
+    KVD_PAGE_SINK,  /* rotated half rows of a sink block; immutable once full */
+    KVD_PAGE_TAIL,  /* rotated half rows of an open block */
+    KVD_PAGE_CLASS_COUNT,
+};
+
+struct kvd_chunk;
+
+/* Descriptor of a page. Data of one page is contiguous and 64-byte aligned. */
+struct kvd_page {
+    void *data;
+    struct kvd_chunk *chunk; /* borrowed: lives while any of its slots is taken */
+    uint64_t checksum;       /* XXH3-64 of data, set by the owner at seal; 0 before */
+    uint32_t refs;
+    uint32_t slot_idx;
+    uint16_t filled_tokens;  /* rows pages: rows ever written; a shared page is copied below it */
+    uint8_t page_class;      /* enum kvd_page_class */
+    uint8_t encoder;         /* enum kvarn_encoder of a sealed page */
+};
+
+struct kvd_page_class_stats {
+    uint64_t pages;
+    uint64_t bytes;
+};
+
+LIST_HEAD(kvd_slab_list, kvd_slab);
+
+struct kvd_page_store {
+    struct kvd_budget *budget;        /* borrowed */
+    struct kvd_chunk_source *source;  /* borrowed */
+    struct kvd_slab_list slabs;       /* owned: one per (tenant, page size) */
+    struct kvd_page_class_stats classes[KVD_PAGE_CLASS_COUNT];
+    uint64_t chunk_bytes; /* memory held in chunks */
+    uint64_t chunk_count;
+};
+
+void kvd_page_store_init(struct kvd_page_store *store, struct kvd_budget *budget,
+    struct kvd_chunk_source *source);
+
+/* All pages must have been given back. */
+void kvd_page_store_fini(struct kvd_page_store *store);
+
+/*
+ * Take a page of `page_bytes` with one reference, owned by the caller. Never blocks. Content is
+ * undefined: the taker writes every byte that it may send. Returns 0, or KVARN_ENOSPC at the limit (or
+ * when the system has no memory), *ret untouched.
+ */
+int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
+    enum kvd_page_class page_class, struct kvd_page **ret) KVARN_MUST_CHECK;
+
+struct kvd_page *kvd_page_ref(struct kvd_page *page);
+
+/* Drop a reference; the last one frees the slot, and an empty chunk goes back to its source. NULL ok. */
+void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
+
+/* Bytes of a page of this store. */
+size_t kvd_page_bytes(const struct kvd_page *page);
+
+/* Smallest of 2, 4, 8, 16 MiB that wastes <= 1 % on pages of this size, else the best of them. */
+size_t kvd_chunk_bytes_for(size_t page_bytes);
+
+#endif
