@@ -1,11 +1,12 @@
 /*
- * The frame of kvarnd's protocol: a fixed 32-byte little-endian header, then a protobuf message, then
- * raw payload, then (flag PAYLOAD_XXH3) an 8-byte little-endian XXH3-64 of the payload.
+ * The frame of kvarnd's protocol: a fixed 32-byte little-endian header, then a protobuf message,
+ * then raw payload, then (flag PAYLOAD_XXH3) an 8-byte little-endian XXH3-64 of the payload.
  *
  *   magic "KVN1" u32 | version u8 | type u8 | flags u16 | message bytes u32 | request id u64 |
  *   payload bytes u64 | CRC-32 (zlib's) of the first 28 bytes u32
  *
- * payload bytes does not count the trailer. No allocation, no I/O; used by client, daemon and tests.
+ * payload bytes does not count the trailer. No allocation, no I/O; used by client, daemon and
+ * tests.
  */
 #ifndef KVARN_PROTO_FRAME_H
 #define KVARN_PROTO_FRAME_H
@@ -20,39 +21,39 @@
 
 /*
  * The one list of calls: X(number, NAME, label, Request, Reply, request_symbol, reply_symbol).
- * Numbers are wire values and never reused. Request and Reply are protobuf-c's type names without the
- * Kvarnd__ prefix; the symbols are its lower-case stems.
+ * Numbers are wire values and never reused. Request and Reply are protobuf-c's type names without
+ * the Kvarnd__ prefix; the symbols are its lower-case stems.
  */
-#define KVARN_FRAME_TYPES(X)                                                                       \
-    X(1, HELLO, "hello", Hello, HelloReply, hello, hello_reply)                                    \
-    X(2, PING, "ping", Ping, PingReply, ping, ping_reply)                                          \
-    X(3, REGISTER_SHAPE, "register_shape", RegisterShape, RegisterShapeReply, register_shape,      \
-        register_shape_reply)                                                                      \
-    X(4, OPEN_SESSION, "open_session", OpenSession, OpenSessionReply, open_session,                \
-        open_session_reply)                                                                        \
-    X(5, APPEND, "append", Append, AppendReply, append, append_reply)                              \
-    X(6, APPEND_TILES, "append_tiles", AppendTiles, AppendTilesReply, append_tiles,                \
-        append_tiles_reply)                                                                        \
-    X(7, READ_BLOCKS, "read_blocks", ReadBlocks, ReadBlocksReply, read_blocks, read_blocks_reply)  \
-    X(8, ATTEND, "attend", Attend, AttendReply, attend, attend_reply)                              \
-    X(9, APPEND_ATTEND, "append_attend", AppendAttend, AttendReply, append_attend, attend_reply)   \
-    X(10, TRUNCATE, "truncate", Truncate, TruncateReply, truncate, truncate_reply)                 \
-    X(11, CLOSE_SESSION, "close_session", CloseSession, CloseSessionReply, close_session,          \
-        close_session_reply)                                                                       \
-    X(12, DROP_SESSION, "drop_session", DropSession, DropSessionReply, drop_session,               \
-        drop_session_reply)                                                                        \
-    X(13, LIST_SESSIONS, "list_sessions", ListSessions, ListSessionsReply, list_sessions,          \
-        list_sessions_reply)                                                                       \
-    X(14, INSPECT_SESSION, "inspect_session", InspectSession, InspectSessionReply,                 \
-        inspect_session, inspect_session_reply)                                                    \
-    X(15, STATS, "stats", Stats, StatsReply, stats, stats_reply)                                   \
+#define KVARN_FRAME_TYPES(X)                                                                      \
+    X(1, HELLO, "hello", Hello, HelloReply, hello, hello_reply)                                   \
+    X(2, PING, "ping", Ping, PingReply, ping, ping_reply)                                         \
+    X(3, REGISTER_SHAPE, "register_shape", RegisterShape, RegisterShapeReply, register_shape,     \
+        register_shape_reply)                                                                     \
+    X(4, OPEN_SESSION, "open_session", OpenSession, OpenSessionReply, open_session,               \
+        open_session_reply)                                                                       \
+    X(5, APPEND, "append", Append, AppendReply, append, append_reply)                             \
+    X(6, APPEND_TILES, "append_tiles", AppendTiles, AppendTilesReply, append_tiles,               \
+        append_tiles_reply)                                                                       \
+    X(7, READ_BLOCKS, "read_blocks", ReadBlocks, ReadBlocksReply, read_blocks, read_blocks_reply) \
+    X(8, ATTEND, "attend", Attend, AttendReply, attend, attend_reply)                             \
+    X(9, APPEND_ATTEND, "append_attend", AppendAttend, AttendReply, append_attend, attend_reply)  \
+    X(10, TRUNCATE, "truncate", Truncate, TruncateReply, truncate, truncate_reply)                \
+    X(11, CLOSE_SESSION, "close_session", CloseSession, CloseSessionReply, close_session,         \
+        close_session_reply)                                                                      \
+    X(12, DROP_SESSION, "drop_session", DropSession, DropSessionReply, drop_session,              \
+        drop_session_reply)                                                                       \
+    X(13, LIST_SESSIONS, "list_sessions", ListSessions, ListSessionsReply, list_sessions,         \
+        list_sessions_reply)                                                                      \
+    X(14, INSPECT_SESSION, "inspect_session", InspectSession, InspectSessionReply,                \
+        inspect_session, inspect_session_reply)                                                   \
+    X(15, STATS, "stats", Stats, StatsReply, stats, stats_reply)                                  \
     X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)
 
 enum kvarn_frame_type {
 #define X(number, name, label, req, rep, req_sym, rep_sym) KVARN_FRAME_##name = number,
     KVARN_FRAME_TYPES(X)
 #undef X
-    KVARN_FRAME_TYPE_COUNT, /* one above the largest; not a wire value */
+        KVARN_FRAME_TYPE_COUNT, /* one above the largest; not a wire value */
 };
 
 /* A reply has its request's type and the flag REPLY. A reply to a type not known has type 0. */
@@ -74,16 +75,16 @@ struct kvarn_frame_header {
 };
 
 /* Write a header's 32 bytes; sets magic, KVARN_FRAME_VERSION and CRC itself. */
-void kvarn_frame_encode(const struct kvarn_frame_header *header,
-    uint8_t out[KVARN_FRAME_HEADER_BYTES]);
+void kvarn_frame_encode(
+    const struct kvarn_frame_header *header, uint8_t out[KVARN_FRAME_HEADER_BYTES]);
 
 /*
- * Read a header. Returns 0; KVARN_EPROTOCOL for bad magic, CRC or unknown flags; KVARN_EUNSUPPORTED for
- * another version; KVARN_ETOO_LARGE when message_bytes or payload_bytes is above the wire's limits
- * (lib/base/limits.h). *ret is untouched on failure. Does not judge the type.
+ * Read a header. Returns 0; KVARN_EPROTOCOL for bad magic, CRC or unknown flags; KVARN_EUNSUPPORTED
+ * for another version; KVARN_ETOO_LARGE when message_bytes or payload_bytes is above the wire's
+ * limits (lib/base/limits.h). *ret is untouched on failure. Does not judge the type.
  */
-int kvarn_frame_decode(const uint8_t in[KVARN_FRAME_HEADER_BYTES], struct kvarn_frame_header *ret)
-    KVARN_MUST_CHECK;
+int kvarn_frame_decode(
+    const uint8_t in[KVARN_FRAME_HEADER_BYTES], struct kvarn_frame_header *ret) KVARN_MUST_CHECK;
 
 /* Label of a call ("append_attend"); "error" for 0, "unknown" for others. */
 const char *kvarn_frame_type_label(unsigned type);

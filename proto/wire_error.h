@@ -1,4 +1,5 @@
-/* KVARN_E... <-> wire status (Status.code): the wire carries the positive number of lib/base/err.def. */
+/* KVARN_E... <-> wire status (Status.code): the wire carries the positive number of
+ * lib/base/err.def. */
 #ifndef KVARN_PROTO_WIRE_ERROR_H
 #define KVARN_PROTO_WIRE_ERROR_H
 

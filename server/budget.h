@@ -29,8 +29,8 @@ struct kvd_budget {
 void kvd_budget_init(struct kvd_budget *budget, uint64_t limit_bytes);
 
 /* Returns 0 and charges, or KVARN_ENOSPC and changes nothing. */
-int kvd_budget_charge(struct kvd_budget *budget, enum kvd_budget_kind kind, size_t bytes)
-    KVARN_MUST_CHECK;
+int kvd_budget_charge(
+    struct kvd_budget *budget, enum kvd_budget_kind kind, size_t bytes) KVARN_MUST_CHECK;
 void kvd_budget_release(struct kvd_budget *budget, enum kvd_budget_kind kind, size_t bytes);
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * Where page memory comes from: large aligned chunks (SEMANTICS.md 27). The default takes them from a
- * jemalloc arena of its own (KVARND_JEMALLOC=OFF: aligned malloc) and marks them MADV_DONTDUMP, since
- * caches are user text (SEMANTICS.md 26). A per-tenant memfd source fits the same seam later.
+ * Where page memory comes from: large aligned chunks (SEMANTICS.md 27). The default takes them from
+ * a jemalloc arena of its own (KVARND_JEMALLOC=OFF: aligned malloc) and marks them MADV_DONTDUMP,
+ * since caches are user text (SEMANTICS.md 26). A per-tenant memfd source fits the same seam later.
  *
  * Owner: service. Thread: loop only.
  */
@@ -16,8 +16,8 @@
 struct kvd_chunk_source {
     /* `bytes` of memory aligned to `bytes` (a power of two); NULL when the system has none. */
     void *(*chunk_alloc)(struct kvd_chunk_source *source, size_t bytes, uint32_t tenant_id);
-    void (*chunk_free)(struct kvd_chunk_source *source, void *chunk, size_t bytes,
-        uint32_t tenant_id);
+    void (*chunk_free)(
+        struct kvd_chunk_source *source, void *chunk, size_t bytes, uint32_t tenant_id);
     void (*destroy)(struct kvd_chunk_source *source);
 };
 

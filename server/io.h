@@ -1,10 +1,11 @@
 /*
- * The seam between the daemon and the operating system: clock, timers, listening, streams, wake-ups from
- * other threads, signals, random bytes. io_uv.c is its libuv implementation; tests drive the daemon
- * through one of their own.
+ * The seam between the daemon and the operating system: clock, timers, listening, streams, wake-ups
+ * from other threads, signals, random bytes. io_uv.c is its libuv implementation; tests drive the
+ * daemon through one of their own.
  *
- * Owner: daemon. Thread: loop only, except kvd_wake_send(). Objects are made by kvd_io and destroyed by
- * their own calls; after timer/wake/listener destroy returns none of their callbacks runs again.
+ * Owner: daemon. Thread: loop only, except kvd_wake_send(). Objects are made by kvd_io and
+ * destroyed by their own calls; after timer/wake/listener destroy returns none of their callbacks
+ * runs again.
  */
 #ifndef KVD_IO_H
 #define KVD_IO_H
@@ -61,7 +62,8 @@ struct kvd_io_ops {
     void (*timer_destroy)(struct kvd_timer *timer); /* accepts NULL */
 
     struct kvd_wake *(*wake_create)(struct kvd_io *io, kvd_io_cb cb, void *ctx);
-    void (*wake_send)(struct kvd_wake *wake); /* any thread; calls may be merged into one callback */
+    void (*wake_send)(
+        struct kvd_wake *wake); /* any thread; calls may be merged into one callback */
     void (*wake_destroy)(struct kvd_wake *wake);
 
     int (*listen_unix)(struct kvd_io *io, const char *path, kvd_accept_cb cb, void *ctx,
@@ -73,10 +75,11 @@ struct kvd_io_ops {
     const char *(*listener_address)(const struct kvd_listener *listener);
     void (*listener_destroy)(struct kvd_listener *listener); /* removes a unix socket's file */
 
-    void (*stream_read_start)(struct kvd_stream *stream, const struct kvd_stream_handler *handler,
-        void *ctx);
+    void (*stream_read_start)(
+        struct kvd_stream *stream, const struct kvd_stream_handler *handler, void *ctx);
     void (*stream_read_stop)(struct kvd_stream *stream);
-    /* One gathered write; at most one in flight per stream; `cb` exactly once, never from inside. */
+    /* One gathered write; at most one in flight per stream; `cb` exactly once, never from inside.
+     */
     void (*stream_write)(struct kvd_stream *stream, const struct kvd_buf *bufs, unsigned buf_count,
         kvd_write_cb cb, void *ctx);
     /* Stop reading, cancel a write in flight (its callback runs first), free, then `closed_cb`. */
@@ -84,8 +87,8 @@ struct kvd_io_ops {
 
     int (*signal_start)(struct kvd_io *io, int signum, kvd_signal_cb cb, void *ctx);
 
-    int (*run)(struct kvd_io *io);   /* until stop, or nothing is left */
-    void (*stop)(struct kvd_io *io); /* run returns after the callback in progress */
+    int (*run)(struct kvd_io *io);      /* until stop, or nothing is left */
+    void (*stop)(struct kvd_io *io);    /* run returns after the callback in progress */
     void (*destroy)(struct kvd_io *io); /* closes what is left, drains, frees */
 };
 

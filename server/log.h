@@ -13,7 +13,8 @@ enum kvd_log_level { KVD_LOG_ERROR, KVD_LOG_WARN, KVD_LOG_INFO, KVD_LOG_DEBUG };
 int kvd_log_set_level(const char *name);
 
 /*
- * kvd_log(KVD_LOG_INFO, "conn_closed", "peer=%s reason=%s", ...): level, event, then key=value pairs.
+ * kvd_log(KVD_LOG_INFO, "conn_closed", "peer=%s reason=%s", ...): level, event, then key=value
+ * pairs.
  */
 void kvd_log(enum kvd_log_level level, const char *event, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -34,9 +34,9 @@ struct kvd_page {
     uint64_t checksum;       /* XXH3-64 of data, set by the owner at seal; 0 before */
     uint32_t refs;
     uint32_t slot_idx;
-    uint16_t filled_tokens;  /* rows pages: rows ever written; a shared page is copied below it */
-    uint8_t page_class;      /* enum kvd_page_class */
-    uint8_t encoder;         /* enum kvarn_encoder of a sealed page */
+    uint16_t filled_tokens; /* rows pages: rows ever written; a shared page is copied below it */
+    uint8_t page_class;     /* enum kvd_page_class */
+    uint8_t encoder;        /* enum kvarn_encoder of a sealed page */
 };
 
 struct kvd_page_class_stats {
@@ -47,31 +47,32 @@ struct kvd_page_class_stats {
 LIST_HEAD(kvd_slab_list, kvd_slab);
 
 struct kvd_page_store {
-    struct kvd_budget *budget;        /* borrowed */
-    struct kvd_chunk_source *source;  /* borrowed */
-    struct kvd_slab_list slabs;       /* owned: one per (tenant, page size) */
+    struct kvd_budget *budget;       /* borrowed */
+    struct kvd_chunk_source *source; /* borrowed */
+    struct kvd_slab_list slabs;      /* owned: one per (tenant, page size) */
     struct kvd_page_class_stats classes[KVD_PAGE_CLASS_COUNT];
     uint64_t chunk_bytes; /* memory held in chunks */
     uint64_t chunk_count;
 };
 
-void kvd_page_store_init(struct kvd_page_store *store, struct kvd_budget *budget,
-    struct kvd_chunk_source *source);
+void kvd_page_store_init(
+    struct kvd_page_store *store, struct kvd_budget *budget, struct kvd_chunk_source *source);
 
 /* All pages must have been given back. */
 void kvd_page_store_fini(struct kvd_page_store *store);
 
 /*
  * Take a page of `page_bytes` with one reference, owned by the caller. Never blocks. Content is
- * undefined: the taker writes every byte that it may send. Returns 0, or KVARN_ENOSPC at the limit (or
- * when the system has no memory), *ret untouched.
+ * undefined: the taker writes every byte that it may send. Returns 0, or KVARN_ENOSPC at the limit
+ * (or when the system has no memory), *ret untouched.
  */
 int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
     enum kvd_page_class page_class, struct kvd_page **ret) KVARN_MUST_CHECK;
 
 struct kvd_page *kvd_page_ref(struct kvd_page *page);
 
-/* Drop a reference; the last one frees the slot, and an empty chunk goes back to its source. NULL ok. */
+/* Drop a reference; the last one frees the slot, and an empty chunk goes back to its source. NULL
+ * ok. */
 void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
 
 /* Bytes of a page of this store. */

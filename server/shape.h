@@ -17,10 +17,10 @@
 struct kvd_layer_shape {
     struct kvarn_tile_spec spec;
     uint16_t kv_heads;
-    uint64_t window;         /* 0 = full */
-    size_t tile_bytes;       /* one tile, padded to 64 */
-    size_t tile_page_bytes;  /* kv_heads tiles */
-    size_t rows_page_bytes;  /* kv_heads * group * (k_dim + v_dim) halves */
+    uint64_t window;        /* 0 = full */
+    size_t tile_bytes;      /* one tile, padded to 64 */
+    size_t tile_page_bytes; /* kv_heads tiles */
+    size_t rows_page_bytes; /* kv_heads * group * (k_dim + v_dim) halves */
 };
 
 /* A rows page is [K then V][KV head][group tokens][D] halves, rotated: these give a head's rows. */
@@ -77,12 +77,12 @@ void kvd_shape_registry_fini(struct kvd_shape_registry *registry);
  * Returns 0; KVARN_EINVALID; KVARN_ETOO_LARGE at a limit of lib/base/limits.h; KVARN_ENOMEM.
  */
 int kvd_shape_register(struct kvd_shape_registry *registry, uint32_t tenant_id,
-    const struct kvd_shape_desc *desc, const struct kvd_shape **ret, char *why, size_t why_bytes)
-    KVARN_MUST_CHECK;
+    const struct kvd_shape_desc *desc, const struct kvd_shape **ret, char *why,
+    size_t why_bytes) KVARN_MUST_CHECK;
 
 /* NULL when no such shape of this tenant. */
-const struct kvd_shape *kvd_shape_find(const struct kvd_shape_registry *registry,
-    uint32_t tenant_id, uint32_t id);
+const struct kvd_shape *kvd_shape_find(
+    const struct kvd_shape_registry *registry, uint32_t tenant_id, uint32_t id);
 
 /*
  * The canonical text whose SHA-256, cut to 16 bytes, is the fingerprint; documented in

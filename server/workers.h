@@ -1,10 +1,10 @@
 /*
  * Compute workers: threads that run jobs and hand them back to the loop through one wake-up.
  *
- * Owner: service. Thread: loop for every call here; job->run on a worker. With 0 threads jobs run on the
- * loop, one a turn, so that the same code path serves and no job runs inside its submit.
- * A job's inputs are immutable while it runs (pages it holds a reference on through the loop, spans of
- * the tail below the length); it writes only into buffers of its own.
+ * Owner: service. Thread: loop for every call here; job->run on a worker. With 0 threads jobs run
+ * on the loop, one a turn, so that the same code path serves and no job runs inside its submit. A
+ * job's inputs are immutable while it runs (pages it holds a reference on through the loop, spans
+ * of the tail below the length); it writes only into buffers of its own.
  */
 #ifndef KVD_WORKERS_H
 #define KVD_WORKERS_H
@@ -17,7 +17,8 @@
 #include "kvarn/err.h"
 #include "server/io.h"
 
-/* Room each worker offers a job: rows and encoder work space of the largest tile. 64-byte aligned. */
+/* Room each worker offers a job: rows and encoder work space of the largest tile. 64-byte aligned.
+ */
 #define KVD_WORKER_SCRATCH_BYTES (8u << 20)
 
 struct kvd_job {
@@ -42,7 +43,8 @@ int kvd_workers_create(struct kvd_io *io, const struct kvd_workers_options *opti
 /* Stop and join; no job may be in flight (drain first). NULL ok. */
 void kvd_workers_destroy(struct kvd_workers *workers);
 
-/* Queue a job; never fails. What bounds the queue is admission: callers look at the backlog first. */
+/* Queue a job; never fails. What bounds the queue is admission: callers look at the backlog first.
+ */
 void kvd_workers_submit(struct kvd_workers *workers, struct kvd_job *job);
 
 /* Jobs submitted whose done has not run yet. */

@@ -1,16 +1,18 @@
 /*
- * Every maximum that bounds input from outside, in one place. Sizes in bytes, times in milliseconds.
- * A length that comes from a peer or a file is compared with one of these before it is used.
+ * Every maximum that bounds input from outside, in one place. Sizes in bytes, times in
+ * milliseconds. A length that comes from a peer or a file is compared with one of these before it
+ * is used.
  */
 #ifndef KVARN_BASE_LIMITS_H
 #define KVARN_BASE_LIMITS_H
 
 /* Codec. */
-#define KVARN_HEAD_DIM_MAX 512 /* largest head_dim in use today is 256; MLA's latent is 512 */
-#define KVARN_HEAD_DIM_STEP 8  /* records pack 8 / bits values a byte along tokens; scales align */
+#define KVARN_HEAD_DIM_MAX  512 /* largest head_dim in use today is 256; MLA's latent is 512 */
+#define KVARN_HEAD_DIM_STEP 8   /* records pack 8 / bits values a byte along tokens; scales align */
 #define KVARN_GROUP_MAX     128
-#define KVARN_ROTATED_ABS_MAX 32768.0f /* SEMANTICS: beyond it a half-precision scale may overflow */
-#define KVARN_HALF_MAX        65504.0f
+#define KVARN_ROTATED_ABS_MAX \
+    32768.0f /* SEMANTICS: beyond it a half-precision scale may overflow */
+#define KVARN_HALF_MAX 65504.0f
 
 /* Shape of a model. */
 #define KVARN_LAYERS_MAX       512
@@ -22,8 +24,9 @@
 
 /* Sessions. */
 #define KVARN_SESSION_NAME_MAX 256
-#define KVARN_SESSION_TOKENS_MAX (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
-#define KVARN_SESSIONS_MAX       1000000
+#define KVARN_SESSION_TOKENS_MAX \
+    (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
+#define KVARN_SESSIONS_MAX 1000000
 
 /* Where the daemon listens and clients look when nothing else is said. */
 #define KVARN_DEFAULT_SOCKET "/run/kvarnd/kvarnd.sock"

@@ -2,8 +2,8 @@
  * Exact attention over packed tiles and half-precision rows, with an online softmax.
  *
  * One call walks spans of one KV head for the query heads that read it (GQA). K and V are never
- * materialised. A result is a *partial*: (max, sum, weighted V) per query row, in the rotated frame.
- * Partials over disjoint token ranges merge by log-sum-exp, so a long session can be cut and
+ * materialised. A result is a *partial*: (max, sum, weighted V) per query row, in the rotated
+ * frame. Partials over disjoint token ranges merge by log-sum-exp, so a long session can be cut and
  * computed on several threads; the same cuts merged in the same order give the same bits.
  *
  * Rules of masking: SEMANTICS.md 19. All arithmetic is float32 with double accumulation of the
@@ -53,8 +53,8 @@ struct kvarn_attention_span {
 KVARN_API size_t kvarn_attention_partial_floats(const struct kvarn_attention_params *params);
 
 /* Set a partial to "nothing seen". */
-KVARN_API void kvarn_attention_partial_init(const struct kvarn_attention_params *params,
-    float *partial);
+KVARN_API void kvarn_attention_partial_init(
+    const struct kvarn_attention_params *params, float *partial);
 
 /* Floats of scratch that kvarn_attention_walk() needs. */
 KVARN_API size_t kvarn_attention_scratch_floats(const struct kvarn_attention_params *params);
@@ -67,15 +67,15 @@ KVARN_API void kvarn_attention_walk(const struct kvarn_attention_params *params,
     const struct kvarn_attention_span *spans, size_t span_count, float *partial, float *scratch);
 
 /* dst = dst merged with src, rows by log-sum-exp. */
-KVARN_API void kvarn_attention_merge(const struct kvarn_attention_params *params, float *dst,
-    const float *src);
+KVARN_API void kvarn_attention_merge(
+    const struct kvarn_attention_params *params, float *dst, const float *src);
 
 /*
  * Finish a partial: out float [q_heads][q_tokens][v_dim], still rotated; lse float
  * [q_heads][q_tokens], natural log over the logits. A row that saw nothing gives out 0, lse -inf.
  */
-KVARN_API void kvarn_attention_finish(const struct kvarn_attention_params *params,
-    const float *partial, float *out, float *lse);
+KVARN_API void kvarn_attention_finish(
+    const struct kvarn_attention_params *params, const float *partial, float *out, float *lse);
 
 #ifdef __cplusplus
 }

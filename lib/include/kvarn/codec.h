@@ -2,9 +2,9 @@
  * The KVarN codec: one KV head's keys and values over one group of tokens <-> 2- or 4-bit tiles.
  *
  * Source: KVarN (arXiv:2606.03458); lib/FORMAT.md has the bytes and the arithmetic.
- * Rotated frame: x' = x H / sqrt(n), H block-diagonal over the largest power of two dividing head_dim.
- * All functions are pure: no globals, no allocation, safe on any thread. Buffers of float and half
- * need the alignment of their type; tiles and scratch need 64 bytes.
+ * Rotated frame: x' = x H / sqrt(n), H block-diagonal over the largest power of two dividing
+ * head_dim. All functions are pure: no globals, no allocation, safe on any thread. Buffers of float
+ * and half need the alignment of their type; tiles and scratch need 64 bytes.
  */
 #ifndef KVARN_CODEC_H
 #define KVARN_CODEC_H
@@ -33,24 +33,24 @@ KVARN_API size_t kvarn_dtype_bytes(enum kvarn_dtype dtype);
 enum kvarn_encoder {
     KVARN_ENCODER_DEFAULT = 0,   /* refined for 2-bit tiles, reference for 4-bit ones */
     KVARN_ENCODER_REFERENCE = 1, /* min-max rounding: the paper's codes */
-    KVARN_ENCODER_REFINED = 2,   /* weighted least squares on 2-bit tiles; 4-bit ones as reference */
+    KVARN_ENCODER_REFINED = 2, /* weighted least squares on 2-bit tiles; 4-bit ones as reference */
 };
 
 /* What a tile is: dimensions and bits. All tiles of a layer share one. */
 struct kvarn_tile_spec {
-    uint16_t k_dim;  /* head_dim of K: a multiple of 8, <= 512 */
-    uint16_t v_dim;  /* head_dim of V: likewise, may differ */
-    uint16_t group;  /* tokens: 128 or 64 */
-    uint8_t k_bits;  /* 2 or 4 */
-    uint8_t v_bits;  /* 2 or 4 */
+    uint16_t k_dim; /* head_dim of K: a multiple of 8, <= 512 */
+    uint16_t v_dim; /* head_dim of V: likewise, may differ */
+    uint16_t group; /* tokens: 128 or 64 */
+    uint8_t k_bits; /* 2 or 4 */
+    uint8_t v_bits; /* 2 or 4 */
 };
 
 /*
  * Fill bits from a preset's name: "k2v2", "k4v2" or "k4v4".
  * Returns 0 or KVARN_EINVALID.
  */
-KVARN_API int kvarn_preset_parse(const char *name, uint8_t *ret_k_bits, uint8_t *ret_v_bits)
-    KVARN_MUST_CHECK;
+KVARN_API int kvarn_preset_parse(
+    const char *name, uint8_t *ret_k_bits, uint8_t *ret_v_bits) KVARN_MUST_CHECK;
 
 /* Returns 0, or KVARN_EINVALID when a field is outside what the format allows. */
 KVARN_API int kvarn_tile_spec_check(const struct kvarn_tile_spec *spec) KVARN_MUST_CHECK;
@@ -64,7 +64,8 @@ KVARN_API size_t kvarn_tile_bytes(const struct kvarn_tile_spec *spec);
 /* Bytes of scratch that kvarn_tile_encode() needs, 64-byte aligned by the caller. */
 KVARN_API size_t kvarn_encode_scratch_bytes(const struct kvarn_tile_spec *spec);
 
-/* Size of the largest power-of-two Hadamard block for a head_dim: 128 -> 128, 96 -> 32, 80 -> 16. */
+/* Size of the largest power-of-two Hadamard block for a head_dim: 128 -> 128, 96 -> 32, 80 -> 16.
+ */
 KVARN_API uint32_t kvarn_rotation_block(uint32_t head_dim);
 
 /* Rotate `rows` vectors of `head_dim` floats in place. Its own inverse. */
@@ -84,7 +85,8 @@ KVARN_API float kvarn_half_to_f32(uint16_t h);
  * src:   rows of head_dim values of `dtype`, `src_stride` values apart (>= head_dim)
  * dst:   rows of head_dim halves, contiguous
  * Returns 0, or KVARN_EDOMAIN with *ret_row = first offending row when a value is not finite or a
- * rotated |x'| > 32,768; dst then holds garbage. `rotated`: the source already is in the rotated frame.
+ * rotated |x'| > 32,768; dst then holds garbage. `rotated`: the source already is in the rotated
+ * frame.
  */
 struct kvarn_rows_in {
     const void *src;
@@ -94,8 +96,8 @@ struct kvarn_rows_in {
     uint32_t head_dim;
     bool rotated;
 };
-KVARN_API int kvarn_rows_to_half(const struct kvarn_rows_in *in, uint16_t *dst, size_t *ret_row)
-    KVARN_MUST_CHECK;
+KVARN_API int kvarn_rows_to_half(
+    const struct kvarn_rows_in *in, uint16_t *dst, size_t *ret_row) KVARN_MUST_CHECK;
 
 /*
  * Rotated float rows -> what a reader asked for: optionally rotated back, in `dtype`.
@@ -112,8 +114,8 @@ struct kvarn_rows_out {
     uint32_t head_dim;
     bool rotated;
 };
-KVARN_API int kvarn_rows_from_f32(float *x, const struct kvarn_rows_out *out, size_t *ret_row)
-    KVARN_MUST_CHECK;
+KVARN_API int kvarn_rows_from_f32(
+    float *x, const struct kvarn_rows_out *out, size_t *ret_row) KVARN_MUST_CHECK;
 
 /*
  * Quantise one tile.
@@ -127,27 +129,29 @@ KVARN_API int kvarn_rows_from_f32(float *x, const struct kvarn_rows_out *out, si
 KVARN_API enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec,
     enum kvarn_encoder encoder, const float *k, const float *v, void *tile, void *scratch);
 
-/* Dequantise a tile to rotated float rows k [group][k_dim], v [group][v_dim]; either may be NULL. */
-KVARN_API void kvarn_tile_decode(const struct kvarn_tile_spec *spec, const void *tile, float *k,
-    float *v);
+/* Dequantise a tile to rotated float rows k [group][k_dim], v [group][v_dim]; either may be NULL.
+ */
+KVARN_API void kvarn_tile_decode(
+    const struct kvarn_tile_spec *spec, const void *tile, float *k, float *v);
 
-/* Rearrange: record (wire) <-> tile (rest). Both directions keep every code and scale bit for bit. */
-KVARN_API void kvarn_tile_from_record(const struct kvarn_tile_spec *spec, const void *record,
-    void *tile);
-KVARN_API void kvarn_tile_to_record(const struct kvarn_tile_spec *spec, const void *tile,
-    void *record);
+/* Rearrange: record (wire) <-> tile (rest). Both directions keep every code and scale bit for bit.
+ */
+KVARN_API void kvarn_tile_from_record(
+    const struct kvarn_tile_spec *spec, const void *record, void *tile);
+KVARN_API void kvarn_tile_to_record(
+    const struct kvarn_tile_spec *spec, const void *tile, void *record);
 
 /*
  * Check a record from outside: size, finite scales, zero padding.
- * Returns 0; KVARN_EINVALID for a wrong size or padding; KVARN_EDOMAIN for a scale that is not finite
- * or when a decoded value could be beyond the range of the format.
+ * Returns 0; KVARN_EINVALID for a wrong size or padding; KVARN_EDOMAIN for a scale that is not
+ * finite or when a decoded value could be beyond the range of the format.
  */
-KVARN_API int kvarn_record_validate(const struct kvarn_tile_spec *spec, const void *record,
-    size_t bytes) KVARN_MUST_CHECK;
+KVARN_API int kvarn_record_validate(
+    const struct kvarn_tile_spec *spec, const void *record, size_t bytes) KVARN_MUST_CHECK;
 
 /*
- * Where the record's arrays lie inside a tile: a record is the concatenation of these four stretches
- * and `pad` zero bytes, so that a tile can be sent as a record without a copy.
+ * Where the record's arrays lie inside a tile: a record is the concatenation of these four
+ * stretches and `pad` zero bytes, so that a tile can be sent as a record without a copy.
  */
 struct kvarn_tile_map {
     struct {
