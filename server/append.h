@@ -1,0 +1,91 @@
+/*
+ * Storing tokens: K and V rows from a payload into the tail, and the seals that fall due.
+ *
+ * Owner: the request that appends. Thread: loop; rotation and quantisation run as jobs.
+ *
+ * Life (SEMANTICS.md 8): wait for the turn -> check epoch and lengths, reserve pages -> rotate from
+ * staging into rows above the length (small ones on the loop, large ones as jobs) -> commit in one
+ * step. Nothing is visible before the commit, and a refused or late append leaves no trace.
+ */
+#ifndef KVD_APPEND_H
+#define KVD_APPEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "server/session.h"
+
+struct kvd_append_args {
+    struct kvd_session *session; /* the append takes a reference of its own */
+    uint64_t epoch;
+    uint32_t layer_first, layer_count;
+    uint64_t start;
+    uint32_t token_count;
+    enum kvarn_dtype dtype;
+    bool is_token_major;
+    bool is_rotated;
+    const void *payload;   /* borrowed until done_cb */
+    uint64_t payload_hash; /* XXH3-64 of the payload and of what gives it meaning */
+    uint64_t deadline_ns;  /* 0: none */
+    void *ctx;
+    /*
+     * The append is applied and nothing later has been: the place to take an attend's snapshot
+     * (SEMANTICS.md 3). `sealed_blocks`: what a reader of this request may read as tiles. May be
+     * NULL.
+     */
+    void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
+    /*
+     * Exactly once, possibly inside start. why->err 0: stored (or, is_repeat, stored by an
+     * identical request before; committed_cb ran in that case too).
+     */
+    void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
+};
+
+struct kvd_append;
+
+/* Bytes of K and V that such an append carries. Overflow-safe for values within limits.h. */
+uint64_t kvd_append_payload_bytes(const struct kvd_shape *shape, uint32_t layer_first,
+    uint32_t layer_count, uint64_t token_count, enum kvarn_dtype dtype);
+
+/*
+ * Begin. Returns 0 and a token for kvd_append_cancel() in *ret (may be NULL), valid until done_cb;
+ * on KVARN_ENOMEM nothing was begun and done_cb will not run. Layers and counts were checked by the
+ * caller.
+ */
+int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *args,
+    struct kvd_append **ret) KVARN_MUST_CHECK;
+
+/*
+ * Ask an append not to happen: waiting, it is done at once with `err`; being rotated, it will not
+ * commit. done_cb tells which way it went.
+ */
+void kvd_append_cancel(struct kvd_append *append, int err);
+
+/*
+ * Blocks as they come from ReadBlocks{stored}: records and rotated half rows (SEMANTICS.md 21).
+ * Same life and callbacks as an append.
+ */
+struct kvd_append_run {
+    uint32_t layer;
+    uint64_t first_token;
+    uint64_t token_count;
+    bool is_records;
+};
+struct kvd_append_tiles_args {
+    struct kvd_session *session;
+    uint64_t epoch;
+    const struct kvd_append_run
+        *runs; /* borrowed until done_cb; by layer, then ascending, no gaps */
+    uint32_t run_count;
+    const void *payload; /* borrowed until done_cb */
+    uint64_t payload_hash;
+    uint64_t deadline_ns;
+    void *ctx;
+    void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
+};
+uint64_t kvd_append_run_bytes(const struct kvd_shape *shape, const struct kvd_append_run *run);
+int kvd_append_tiles_start(
+    struct kvd_service *service, const struct kvd_append_tiles_args *args) KVARN_MUST_CHECK;
+
+#endif

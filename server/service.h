@@ -1,0 +1,62 @@
+/*
+ * Service: what handlers of requests work with. The daemon adds listeners and signals around it;
+ * tests and the dispatch fuzzer run a service on a fake io.
+ *
+ * Owner: daemon. Thread: loop only.
+ */
+#ifndef KVD_SERVICE_H
+#define KVD_SERVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/budget.h"
+#include "server/chunk_source.h"
+#include "server/config.h"
+#include "server/io.h"
+#include "server/metrics.h"
+#include "server/page_store.h"
+#include "server/session_table.h"
+#include "server/shape.h"
+#include "server/workers.h"
+
+/* The tenant of every principal until authentication comes; part of every identity from the start.
+ */
+#define KVD_TENANT_DEFAULT      1
+#define KVD_TENANT_DEFAULT_NAME "default"
+
+LIST_HEAD(kvd_conn_list, kvd_conn);
+
+struct kvd_service {
+    const struct kvd_config *config; /* borrowed */
+    struct kvd_io *io;               /* borrowed */
+    struct kvd_budget budget;
+    struct kvd_chunk_source *chunk_source; /* owned */
+    struct kvd_page_store pages;
+    struct kvd_workers *workers; /* owned */
+    struct kvd_shape_registry shapes;
+    struct kvd_session_table sessions;
+    struct kvd_metrics metrics;
+    struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
+    struct kvd_timer *tick;     /* owned: deadlines of requests and connections */
+    uint64_t server_id;         /* random, new at each start */
+    uint64_t start_ns;
+    uint32_t conn_count;
+    uint32_t request_count; /* received and not answered */
+    bool is_draining;       /* new requests are answered SHUTTING_DOWN */
+};
+
+/* Build everything but listeners on an io. Returns 0 or KVARN_E...; `service` is zeroed first. */
+int kvd_service_init(struct kvd_service *service, const struct kvd_config *config,
+    struct kvd_io *io) KVARN_MUST_CHECK;
+
+/*
+ * Free all. No connection may be open and no job in flight; sessions are dropped whole here.
+ * Accepts a half-built service.
+ */
+void kvd_service_fini(struct kvd_service *service);
+
+/* True when nothing is in flight: no request, no job. What a drain waits for. */
+bool kvd_service_is_idle(const struct kvd_service *service);
+
+#endif

@@ -1,0 +1,168 @@
+/*
+ * A session: one sequence's cache. Blocks of pages, a length per layer, an epoch, and the queue
+ * that gives every operation its turn.
+ *
+ * Owner: session table; handles and operations hold references. Thread: loop only.
+ *
+ * Order (SEMANTICS.md 3, 16): an operation names the layers it concerns and is admitted when no
+ * earlier one waits on any of them and nothing is pending there (an append being rotated, a due
+ * seal being computed). Readers take a snapshot (page references) when admitted and leave the
+ * queue; writers keep their layers pending until they commit. So what a reader sees depends on
+ * arrival alone.
+ *
+ * Storage: block b of a layer is rows (sink or open) or tiles (sealed). layer->sealed_blocks counts
+ * the leading blocks that are sealed or due; when nothing is pending on the layer all of them are
+ * done. Both pages of a block are reserved, for all layers, when the first layer enters it
+ * (SEMANTICS.md 5).
+ */
+#ifndef KVD_SESSION_H
+#define KVD_SESSION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <bsd/sys/queue.h>
+#include <bsd/sys/tree.h>
+
+#include "server/failure.h"
+#include "server/page_store.h"
+#include "server/shape.h"
+
+struct kvd_service;
+
+/* One layer of one block. Both NULL: dropped, it left the layer's window. */
+struct kvd_block_layer {
+    struct kvd_page *rows; /* ref: sink and open blocks, until the seal is done */
+    struct kvd_page
+        *tiles; /* ref: reserved at first, holds the codes once sealed; NULL for sinks */
+};
+
+/* One block of all layers. */
+struct kvd_block {
+    uint32_t layers_kept; /* layers that still have a page here */
+    struct kvd_block_layer layers[];
+};
+
+struct kvd_layer {
+    uint64_t length;         /* tokens stored */
+    uint64_t pending_length; /* length once the append in flight commits; == length without one */
+    uint32_t sealed_blocks;  /* leading blocks sealed or due, sinks counted */
+    uint32_t dropped_blocks; /* leading blocks that left the window */
+    uint32_t pending;        /* appends, re-opens and seals in flight: operations wait for 0 */
+    /* The last append, to recognise its retry (SEMANTICS.md 9). last_count 0: none. */
+    uint64_t last_start;
+    uint64_t last_hash;
+    uint32_t last_count;
+};
+
+struct kvd_session_options {
+    enum kvarn_encoder encoder;
+    uint32_t seal_lag;
+};
+
+TAILQ_HEAD(kvd_session_op_queue, kvd_session_op);
+
+struct kvd_session {
+    RB_ENTRY(kvd_session) name_link;
+    LIST_ENTRY(kvd_session) dead_link;
+    struct kvd_service *service;   /* borrowed */
+    const struct kvd_shape *shape; /* borrowed from the registry */
+    char *name;                    /* owned; NULL: unnamed, ends with its connection */
+    uint32_t tenant_id;
+    uint32_t refs; /* table, handles, operations, jobs */
+    uint32_t handle_count;
+    bool is_dropped; /* out of the table; operations get NOT_FOUND */
+    bool is_kicking; /* guards kvd_session_kick() against itself */
+    uint64_t epoch;
+    uint64_t touched_ns;
+    struct kvd_session_options options;
+    struct kvd_session_op_queue ops; /* waiting, in arrival order; each holds a reference */
+    struct kvd_block **blocks;       /* owned */
+    uint32_t block_count;
+    uint32_t block_room;
+    uint64_t pages_by_encoder[3]; /* pages sealed, by enum kvarn_encoder; [0] came as records */
+    struct kvd_layer layers[];    /* shape->layer_count */
+};
+
+/*
+ * An operation waiting for its turn. Embedded in its owner; link and session are the queue's.
+ * admit_cb runs exactly once, on the loop, possibly inside kvd_session_enqueue(): it does its work
+ * (check session->is_dropped first) and must not free the session's references.
+ */
+struct kvd_session_op {
+    TAILQ_ENTRY(kvd_session_op) link;
+    struct kvd_session *session; /* ref from enqueue until admit_cb has returned, or cancel */
+    uint32_t layer_first;
+    uint32_t layer_count;
+    bool is_queued;
+    void (*admit_cb)(struct kvd_session_op *op);
+};
+
+/*
+ * Make a session with one reference, not in any table. name NULL for an unnamed one.
+ * Returns 0, KVARN_ENOMEM or KVARN_ENOSPC (budget).
+ */
+int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape, const char *name,
+    const struct kvd_session_options *options, struct kvd_session **ret) KVARN_MUST_CHECK;
+
+struct kvd_session *kvd_session_ref(struct kvd_session *session);
+
+/* The last reference hands the pages to the table's reaper, which frees them in slices. */
+void kvd_session_unref(struct kvd_session *session);
+
+/* Free blocks from the end, at most `pages_max` pages; true when all are gone. For the reaper. */
+bool kvd_session_free_some(struct kvd_session *session, size_t pages_max);
+
+/* Give an operation its place; layers [layer_first, +layer_count) must be within the shape. */
+void kvd_session_enqueue(struct kvd_session *session, struct kvd_session_op *op);
+
+/* Take a waiting operation out again; its admit_cb will not run. Only while op->is_queued. */
+void kvd_session_op_cancel(struct kvd_session_op *op);
+
+/* Admit what can be admitted now. Called when something pending ended. */
+void kvd_session_kick(struct kvd_session *session);
+
+/* Committed length: the smallest layer length. */
+uint64_t kvd_session_length(const struct kvd_session *session);
+
+/* Blocks sealable at a layer length (SEMANTICS.md 2). */
+uint32_t kvd_session_sealable_blocks(const struct kvd_session *session, uint64_t length);
+
+static inline uint32_t kvd_session_sink_blocks(const struct kvd_session *session)
+{
+    return session->shape->sink_tokens / session->shape->group;
+}
+
+/* How a reader sees block b of a layer whose first `sealed_blocks` blocks it reads as sealed. */
+static inline struct kvd_page *kvd_session_reader_page(
+    const struct kvd_session *session, uint32_t layer, uint32_t block_idx, uint32_t sealed_blocks)
+{
+    const struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
+    bool is_tiles = block_idx >= kvd_session_sink_blocks(session) && block_idx < sealed_blocks;
+    return is_tiles ? bl->tiles : bl->rows;
+}
+
+/*
+ * STALE_EPOCH with the state that holds when `epoch` is not the session's; NOT_FOUND when it was
+ * dropped. Returns 0 or the error.
+ */
+int kvd_session_check_epoch(
+    const struct kvd_session *session, uint64_t epoch, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * Check that tokens [first, last) of a layer are stored. Returns 0, or KVARN_EMISS with reason
+ * NEVER_STORED or WINDOW.
+ */
+int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, uint64_t first,
+    uint64_t last, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* What a session holds, for InspectSession and ListSessions. */
+struct kvd_session_usage {
+    uint64_t pages[KVD_PAGE_CLASS_COUNT];
+    uint64_t bytes[KVD_PAGE_CLASS_COUNT];
+    uint64_t reserved_bytes; /* tile pages of blocks not sealed yet */
+};
+void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret);
+
+#endif
