@@ -24,11 +24,17 @@ struct kvd_budget {
     uint64_t limit_bytes;
     uint64_t used_bytes; /* sum of kinds; <= limit_bytes, asserted on every change */
     uint64_t kind_bytes[KVD_BUDGET_KIND_COUNT];
+    /*
+     * Asked before a charge is refused: give back memory that is held without need (the page
+     * store's empty chunks), at least `bytes` if there is as much. NULL: nobody to ask.
+     */
+    void (*reclaim_cb)(void *ctx, uint64_t bytes);
+    void *reclaim_ctx; /* borrowed */
 };
 
 void kvd_budget_init(struct kvd_budget *budget, uint64_t limit_bytes);
 
-/* Returns 0 and charges, or KVARN_ENOSPC and changes nothing. */
+/* Returns 0 and charges, or KVARN_ENOSPC and charges nothing. */
 int kvd_budget_charge(
     struct kvd_budget *budget, enum kvd_budget_kind kind, size_t bytes) KVARN_MUST_CHECK;
 void kvd_budget_release(struct kvd_budget *budget, enum kvd_budget_kind kind, size_t bytes);

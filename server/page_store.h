@@ -46,15 +46,20 @@ struct kvd_page_class_stats {
 
 LIST_HEAD(kvd_slab_list, kvd_slab);
 
+/* A slab with pages holds a chunk of 2 MiB or more, so 64 buckets keep lists short up to 1 TiB. */
+#define KVD_SLAB_BUCKETS 64
+
 struct kvd_page_store {
     struct kvd_budget *budget;       /* borrowed */
     struct kvd_chunk_source *source; /* borrowed */
-    struct kvd_slab_list slabs;      /* owned: one per (tenant, page size) */
+    /* owned: one slab per (tenant, page size), hashed; a slab without a chunk is freed */
+    struct kvd_slab_list slabs[KVD_SLAB_BUCKETS];
     struct kvd_page_class_stats classes[KVD_PAGE_CLASS_COUNT];
     uint64_t chunk_bytes; /* memory held in chunks */
     uint64_t chunk_count;
 };
 
+/* Sets budget->reclaim_cb, so that kept chunks never make anybody's charge fail. */
 void kvd_page_store_init(
     struct kvd_page_store *store, struct kvd_budget *budget, struct kvd_chunk_source *source);
 
@@ -71,14 +76,22 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
 
 struct kvd_page *kvd_page_ref(struct kvd_page *page);
 
-/* Drop a reference; the last one frees the slot, and an empty chunk goes back to its source. NULL
- * ok. */
+/*
+ * Drop a reference; the last one frees the slot, and an empty chunk goes back to its source, except
+ * that a slab keeps one (charged) until someone's charge needs the room. NULL ok.
+ */
 void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
 
 /* Bytes of a page of this store. */
 size_t kvd_page_bytes(const struct kvd_page *page);
 
-/* Smallest of 2, 4, 8, 16 MiB that wastes <= 1 % on pages of this size, else the best of them. */
+/* Give kept empty chunks back until `bytes` are freed or none is left. Returns the bytes freed. */
+uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes);
+
+/*
+ * Smallest of 2, 4, 8, 16 MiB that wastes <= 1 % on pages of this size, else the best of them. A
+ * page above 16 MiB gets the next power of two and a chunk to itself.
+ */
 size_t kvd_chunk_bytes_for(size_t page_bytes);
 
 #endif

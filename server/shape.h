@@ -85,8 +85,25 @@ const struct kvd_shape *kvd_shape_find(
     const struct kvd_shape_registry *registry, uint32_t tenant_id, uint32_t id);
 
 /*
- * The canonical text whose SHA-256, cut to 16 bytes, is the fingerprint; documented in
- * proto/PROTOCOL.md so that clients can compute it. Returns its length; writes at most `bytes`.
+ * The canonical text whose SHA-256, cut to its first 16 bytes, is the fingerprint; documented in
+ * proto/PROTOCOL.md so that clients can compute it. Lines end with one LF, the last one too; words
+ * are parted by one space; numbers are decimal without leading zeros. Strings are given as their
+ * length in bytes, a colon and the bytes themselves, so that no content can imitate a line:
+ *
+ *   kvarn-shape 1
+ *   model 5:llama
+ *   revision 0:
+ *   group 128
+ *   bits K V
+ *   sink TOKENS
+ *   layers COUNT KV_HEADS K_DIM V_DIM WINDOW
+ *
+ * with one `layers` line per run of equal layers: neighbouring groups that differ in nothing but
+ * their count are one line, so that how a client groups its layers does not matter. Defaults are
+ * filled in first (no revision is the empty one). The tenant is not part of the text: the same
+ * model has the same fingerprint for everybody, and identities are (tenant, fingerprint).
+ *
+ * Returns the text's length; writes at most `bytes` of it, without a terminating zero.
  */
 size_t kvd_shape_canonical(const struct kvd_shape_desc *desc, char *dst, size_t bytes);
 

@@ -31,7 +31,10 @@ struct kvd_workers;
 
 struct kvd_workers_options {
     unsigned thread_count;
-    /* Tests only: each completion is delayed by a random 0..this, from `jitter_seed`; 0 = none. */
+    /*
+     * Tests only: each completion is delayed by a random 0..this, from `jitter_seed`; 0 = none.
+     * With 0 threads nothing sleeps: jobs run in a random order that the seed alone decides.
+     */
     unsigned jitter_us_max;
     uint64_t jitter_seed;
 };
