@@ -7,6 +7,7 @@
  */
 #include "server/chunk_source.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -33,13 +34,98 @@ static struct default_source *from_base(struct kvd_chunk_source *source)
     return (struct default_source *)(void *)source; /* base is the first member */
 }
 
-/* Where the arena's memory comes from and goes to; the rest of this file does not know. */
+/* Caches are user text and must not reach a core file. */
+static int forbid_dump(void *addr, size_t bytes)
+{
+    return madvise(addr, bytes, MADV_DONTDUMP) == 0 ? 0 : KVARN_ENOMEM;
+}
+
 #if HAS_ARENA
+/*
+ * The arena's memory, mapped by us so that all of it, gaps and freed stretches included, is marked
+ * at birth. Marking chunk by chunk would cut the mapping at every chunk and meet the system's limit
+ * on mappings (65,530 by default) at about 64 GiB: jemalloc pads large allocations by one memory
+ * page, which leaves a gap between any two aligned ones. Hooks that are NULL mean: not done.
+ */
+static void *extent_alloc_hook(extent_hooks_t *hooks, void *new_addr, size_t bytes,
+    size_t alignment, bool *zero, bool *commit, unsigned arena_idx)
+{
+    (void)hooks;
+    (void)arena_idx;
+    if (new_addr != NULL || bytes > SIZE_MAX - alignment) {
+        return NULL;
+    }
+    size_t map_bytes = bytes + alignment;
+    unsigned char *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) {
+        return NULL;
+    }
+    size_t before = (alignment - ((uintptr_t)map & (alignment - 1))) & (alignment - 1);
+    unsigned char *extent = map + before;
+    if (forbid_dump(extent, bytes) != 0) {
+        (void)munmap(map, map_bytes);
+        return NULL;
+    }
+    if (before > 0) {
+        (void)munmap(map, before);
+    }
+    (void)munmap(extent + bytes, map_bytes - before - bytes);
+    *zero = true;
+    *commit = true;
+    return extent;
+}
+
+static void extent_destroy_hook(
+    extent_hooks_t *hooks, void *addr, size_t bytes, bool committed, unsigned arena_idx)
+{
+    (void)hooks;
+    (void)committed;
+    (void)arena_idx;
+    (void)munmap(addr, bytes);
+}
+
+/* Hooks return true when they did not do it. */
+static bool extent_purge_hook(extent_hooks_t *hooks, void *addr, size_t bytes, size_t offset,
+    size_t length, unsigned arena_idx)
+{
+    (void)hooks;
+    (void)bytes;
+    (void)arena_idx;
+    return madvise((unsigned char *)addr + offset, length, MADV_DONTNEED) != 0;
+}
+
+static bool extent_split_hook(extent_hooks_t *hooks, void *addr, size_t bytes, size_t bytes_a,
+    size_t bytes_b, bool committed, unsigned arena_idx)
+{
+    (void)hooks, (void)addr, (void)bytes, (void)bytes_a, (void)bytes_b;
+    (void)committed, (void)arena_idx;
+    return false;
+}
+
+static bool extent_merge_hook(extent_hooks_t *hooks, void *addr_a, size_t bytes_a, void *addr_b,
+    size_t bytes_b, bool committed, unsigned arena_idx)
+{
+    (void)hooks, (void)addr_a, (void)bytes_a, (void)addr_b, (void)bytes_b;
+    (void)committed, (void)arena_idx;
+    return false;
+}
+
+/* Static, because jemalloc's thread may purge an arena after its source is gone. Never written. */
+static extent_hooks_t arena_hooks = {
+    .alloc = extent_alloc_hook,
+    .destroy = extent_destroy_hook,
+    .purge_forced = extent_purge_hook,
+    .split = extent_split_hook,
+    .merge = extent_merge_hook,
+};
+
 static int arena_create(unsigned *ret_idx)
 {
     unsigned idx = 0;
     size_t idx_bytes = sizeof(idx);
-    if (mallctl("arenas.create", &idx, &idx_bytes, NULL, 0) != 0) {
+    extent_hooks_t *hooks = &arena_hooks;
+    if (mallctl("arenas.create", &idx, &idx_bytes, &hooks, sizeof(hooks)) != 0) {
         return KVARN_ENOMEM;
     }
     *ret_idx = idx;
@@ -67,13 +153,24 @@ static void *arena_alloc(unsigned arena_idx, size_t bytes)
 {
     (void)arena_idx;
     void *chunk = NULL;
-    return posix_memalign(&chunk, bytes, bytes) == 0 ? chunk : NULL;
+    if (posix_memalign(&chunk, bytes, bytes) != 0) {
+        return NULL;
+    }
+    if (forbid_dump(chunk, bytes) != 0) {
+        free(chunk);
+        return NULL;
+    }
+    return chunk;
 }
 
 static void arena_free(unsigned arena_idx, void *chunk, size_t bytes)
 {
     (void)arena_idx;
-    (void)bytes;
+    /*
+     * malloc may give this memory to anyone, whose crash should be readable. When the system
+     * refuses (no memory to split a mapping) the dump merely lacks it.
+     */
+    (void)madvise(chunk, bytes, MADV_DODUMP);
     free(chunk);
 }
 #endif
@@ -88,11 +185,6 @@ static void *default_chunk_alloc(struct kvd_chunk_source *source, size_t bytes, 
         return NULL;
     }
     KVARN_ASSERT(((uintptr_t)chunk & (bytes - 1)) == 0);
-    /* Caches are user text and must not reach a core file: without the mark, no chunk. */
-    if (madvise(chunk, bytes, MADV_DONTDUMP) != 0) {
-        arena_free(self->arena_idx, chunk, bytes);
-        return NULL;
-    }
     self->chunk_count++;
     return chunk;
 }
@@ -104,11 +196,6 @@ static void default_chunk_free(
     (void)tenant_id;
     KVARN_ASSERT(chunk != NULL && self->chunk_count > 0);
     self->chunk_count--;
-    /*
-     * The allocator may give this memory to anyone, whose crash should be readable. When the
-     * system refuses (no memory to split a mapping) the dump merely lacks it.
-     */
-    (void)madvise(chunk, bytes, MADV_DODUMP);
     arena_free(self->arena_idx, chunk, bytes);
 }
 

@@ -1,7 +1,8 @@
 /*
  * Where page memory comes from: large aligned chunks (SEMANTICS.md 27). The default takes them from
- * a jemalloc arena of its own (KVARND_JEMALLOC=OFF: aligned malloc) and marks them MADV_DONTDUMP,
- * since caches are user text (SEMANTICS.md 26). A per-tenant memfd source fits the same seam later.
+ * a jemalloc arena of its own (KVARND_JEMALLOC=OFF: aligned malloc). Their memory is marked
+ * MADV_DONTDUMP, since caches are user text (SEMANTICS.md 26). A per-tenant memfd source fits the
+ * same seam later.
  *
  * Owner: service. Thread: loop only.
  */
