@@ -14,6 +14,17 @@
 
 #include "server/page_store.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define HAS_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HAS_ASAN 1
+#endif
+#endif
+#ifdef HAS_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
 
@@ -170,6 +181,25 @@ static void semantics_26_a_taken_page_looks_new(void **state)
     kvd_page_unref(&fx.store, again);
     fixture_fini(&fx);
 }
+
+#ifdef HAS_ASAN
+static void free_slots_are_poisoned(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    fixture_init(&fx, 64 * MIB);
+    struct kvd_page *a = take(&fx, 1, 1000);
+    struct kvd_page *b = take(&fx, 1, 1000);
+    char *data = b->data;
+    assert_null(__asan_region_is_poisoned(data, 1000));
+    assert_ptr_equal(__asan_region_is_poisoned(data, 1001), data + 1000); /* past the page */
+    kvd_page_unref(&fx.store, b);
+    assert_ptr_equal(__asan_region_is_poisoned(data, 1000), data);
+    assert_null(__asan_region_is_poisoned(a->data, 1000));
+    kvd_page_unref(&fx.store, a);
+    fixture_fini(&fx);
+}
+#endif
 
 static void semantics_26_tenants_never_share_a_chunk(void **state)
 {
@@ -433,6 +463,9 @@ int main(void)
         cmocka_unit_test(semantics_06_chunk_size_is_the_smallest_that_fits),
         cmocka_unit_test(pages_are_counted_by_class),
         cmocka_unit_test(semantics_26_a_taken_page_looks_new),
+#ifdef HAS_ASAN
+        cmocka_unit_test(free_slots_are_poisoned),
+#endif
         cmocka_unit_test(semantics_26_tenants_never_share_a_chunk),
         cmocka_unit_test(semantics_05_limit_refuses_and_leaves_no_trace),
         cmocka_unit_test(semantics_27_chunks_come_from_and_return_to_the_source),

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -43,7 +44,9 @@ static struct kvd_wake *test_wake_create(struct kvd_io *io, kvd_io_cb cb, void *
 
 static void test_wake_send(struct kvd_wake *wake)
 {
-    assert_int_equal(write(wake->fds[1], "w", 1), 1);
+    if (write(wake->fds[1], "w", 1) != 1) {
+        abort(); /* on a worker, where cmocka cannot report */
+    }
 }
 
 static void test_wake_destroy(struct kvd_wake *wake)
