@@ -204,15 +204,44 @@ static void free_slots_are_poisoned(void **state)
 static void semantics_26_tenants_never_share_a_chunk(void **state)
 {
     (void)state;
+    /* More tenants than there are buckets, so that some meet in one. */
+    enum { TENANTS = KVD_SLAB_BUCKETS + 16 };
+    struct fixture fx;
+    struct kvd_page *pages[TENANTS];
+    fixture_init(&fx, 256 * MIB);
+    for (uint32_t i = 0; i < TENANTS; i++) {
+        pages[i] = take(&fx, i, 4096);
+        assert_int_equal(fx.source.tenant_last, i);
+        assert_int_equal(fx.source.chunk_count, i + 1);
+    }
+    for (size_t i = 0; i < TENANTS; i++) {
+        kvd_page_unref(&fx.store, pages[i]);
+    }
+    fixture_fini(&fx);
+}
+
+static void lowest_slot_is_taken_first(void **state)
+{
+    (void)state;
+    enum { SLOTS = 2048 }; /* of 1 KiB: one chunk, 32 words of its bitmap */
+    static struct kvd_page *pages[SLOTS];
+    static const uint32_t holes[] = {2047, 1000, 64, 63, 3};
     struct fixture fx;
     fixture_init(&fx, 64 * MIB);
-    struct kvd_page *a = take(&fx, 1, 4096);
-    assert_int_equal(fx.source.tenant_last, 1);
-    struct kvd_page *b = take(&fx, 2, 4096);
-    assert_int_equal(fx.source.tenant_last, 2);
-    assert_ptr_not_equal(a->chunk, b->chunk);
-    kvd_page_unref(&fx.store, a);
-    kvd_page_unref(&fx.store, b);
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        pages[i] = take(&fx, 1, KIB);
+        assert_int_equal(pages[i]->slot_idx, i);
+    }
+    assert_int_equal(fx.source.chunk_count, 1);
+    for (size_t i = 0; i < 5; i++) {
+        kvd_page_unref(&fx.store, pages[holes[i]]);
+    }
+    for (size_t i = 5; i-- > 0;) {
+        assert_ptr_equal(take(&fx, 1, KIB), pages[holes[i]]);
+    }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        kvd_page_unref(&fx.store, pages[i]);
+    }
     fixture_fini(&fx);
 }
 
@@ -471,6 +500,7 @@ int main(void)
         cmocka_unit_test(semantics_27_chunks_come_from_and_return_to_the_source),
         cmocka_unit_test(a_kept_chunk_makes_room_for_another_size),
         cmocka_unit_test(lowest_chunk_is_filled_first),
+        cmocka_unit_test(lowest_slot_is_taken_first),
         cmocka_unit_test(property_store_agrees_with_a_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
