@@ -1,0 +1,389 @@
+/*
+ * Parsers of replies: unpacked messages to result structs. Arrays of results live in the reply's
+ * memory, under the same budget as the message. No I/O.
+ */
+#include <string.h>
+
+#include "client/src/reply.h"
+#include "client/src/reply_status.h"
+#include "kvarnd.pb-c.h"
+#include "lib/base/assert.h"
+#include "proto/wire_error.h"
+
+void kvarn__status_from_wire(struct kvarn_status *ret, const Kvarnd__Status *status)
+{
+    ret->err = status->code == 0 ? 0 : kvarn_wire_error(status->code);
+    ret->text = status->text != NULL ? status->text : kvarn_err_text(ret->err);
+    ret->reason = status->has_reason ? (enum kvarn_miss_reason)status->reason : KVARN_MISS_NONE;
+    ret->retry_after_ms = status->retry_after_ms;
+    ret->has_epoch = status->has_epoch;
+    ret->epoch = status->epoch;
+    ret->layer_lengths = status->layer_lengths;
+    ret->layer_count = status->n_layer_lengths;
+}
+
+/* The message of a reply that reports success of `type`; else the error. */
+static int reply_open(
+    const struct kvarn_reply *reply, enum kvarn_frame_type type, const ProtobufCMessage **ret)
+{
+    KVARN_ASSERT(reply->stage == KVARN__REPLY_COMPLETE);
+    if (reply->status.err != 0)
+        return reply->status.err;
+    if (reply->header.type != type)
+        return KVARN_EPROTOCOL;
+    *ret = reply->message;
+    return 0;
+}
+
+/* A typed view of the message; protobuf-c's structs begin with their base. */
+#define OPEN(var, Type, reply, type)                       \
+    const Kvarnd__##Type *var;                             \
+    do {                                                   \
+        const ProtobufCMessage *base;                      \
+        int open_err = reply_open((reply), (type), &base); \
+        if (open_err != 0)                                 \
+            return open_err;                               \
+        var = (const void *)base;                          \
+    } while (0)
+
+static const char *text_or_empty(const char *text)
+{
+    return text != NULL ? text : "";
+}
+
+/* Zeroed array in the reply's memory; NULL with KVARN_ENOMEM past the budget. */
+static int array_take(struct kvarn_reply *reply, size_t count, size_t size, void **ret)
+{
+    void *array;
+
+    if (count > reply->memory.limit_bytes / size)
+        return KVARN_EPROTOCOL;
+    array = kvarn_wire_alloc_take(&reply->memory, count * size + 1);
+    if (array == NULL)
+        return KVARN_ENOMEM;
+    memset(array, 0, count * size);
+    *ret = array;
+    return 0;
+}
+
+static int fingerprint_copy(uint8_t to[16], const ProtobufCBinaryData *from)
+{
+    if (from->len != 16)
+        return KVARN_EPROTOCOL;
+    memcpy(to, from->data, 16);
+    return 0;
+}
+
+int kvarn_reply_hello(struct kvarn_reply *reply, struct kvarn_hello_result *ret)
+{
+    OPEN(m, HelloReply, reply, KVARN_FRAME_HELLO);
+    *ret = (struct kvarn_hello_result){
+        .server_version = text_or_empty(m->server_version),
+        .server_id = m->server_id,
+        .tenant = text_or_empty(m->tenant),
+        .message_bytes_max = m->message_bytes_max,
+        .payload_bytes_max = m->payload_bytes_max,
+        .credit_requests = m->credit_requests,
+        .credit_bytes = m->credit_bytes,
+    };
+    return 0;
+}
+
+int kvarn_reply_ping(struct kvarn_reply *reply, struct kvarn_ping_result *ret)
+{
+    OPEN(m, PingReply, reply, KVARN_FRAME_PING);
+    ret->uptime_ms = m->uptime_ms;
+    return 0;
+}
+
+int kvarn_reply_register_shape(struct kvarn_reply *reply, struct kvarn_register_shape_result *ret)
+{
+    struct kvarn_register_shape_result result = {0};
+    int err;
+
+    OPEN(m, RegisterShapeReply, reply, KVARN_FRAME_REGISTER_SHAPE);
+    err = fingerprint_copy(result.fingerprint, &m->fingerprint);
+    if (err != 0)
+        return err;
+    result.shape_id = m->shape_id;
+    *ret = result;
+    return 0;
+}
+
+int kvarn_reply_open_session(struct kvarn_reply *reply, struct kvarn_open_session_result *ret)
+{
+    OPEN(m, OpenSessionReply, reply, KVARN_FRAME_OPEN_SESSION);
+    if (!m->has_handle || !m->has_epoch)
+        return KVARN_EPROTOCOL;
+    *ret = (struct kvarn_open_session_result){
+        .handle = m->handle,
+        .epoch = m->epoch,
+        .layer_lengths = m->layer_lengths,
+        .layer_count = m->n_layer_lengths,
+        .created = m->created,
+        .shape_id = m->shape_id,
+    };
+    return 0;
+}
+
+int kvarn_reply_append(struct kvarn_reply *reply, struct kvarn_append_result *ret)
+{
+    OPEN(m, AppendReply, reply, KVARN_FRAME_APPEND);
+    if (!m->has_epoch || !m->has_length)
+        return KVARN_EPROTOCOL;
+    *ret = (struct kvarn_append_result){
+        .epoch = m->epoch,
+        .length = m->length,
+        .sealed_tokens = m->sealed_tokens,
+        .repeated = m->repeated_request,
+    };
+    return 0;
+}
+
+int kvarn_reply_append_tiles(struct kvarn_reply *reply, struct kvarn_append_tiles_result *ret)
+{
+    OPEN(m, AppendTilesReply, reply, KVARN_FRAME_APPEND_TILES);
+    if (!m->has_epoch)
+        return KVARN_EPROTOCOL;
+    *ret = (struct kvarn_append_tiles_result){
+        .epoch = m->epoch,
+        .lengths = m->lengths,
+        .layer_count = m->n_lengths,
+    };
+    return 0;
+}
+
+int kvarn_reply_read_blocks(struct kvarn_reply *reply, struct kvarn_read_blocks_result *ret)
+{
+    struct kvarn_run *runs;
+    void *memory;
+    int err;
+
+    OPEN(m, ReadBlocksReply, reply, KVARN_FRAME_READ_BLOCKS);
+    err = array_take(reply, m->n_runs, sizeof *runs, &memory);
+    if (err != 0)
+        return err;
+    runs = memory;
+    for (size_t i = 0; i < m->n_runs; i++) {
+        runs[i].layer = m->runs[i]->layer;
+        runs[i].first_token = m->runs[i]->first_token;
+        runs[i].token_count = m->runs[i]->token_count;
+        runs[i].form = (enum kvarn_run_form)m->runs[i]->form;
+    }
+    *ret = (struct kvarn_read_blocks_result){
+        .runs = runs,
+        .run_count = m->n_runs,
+        .data = reply->payload,
+        .data_bytes = (size_t)reply->header.payload_bytes,
+        .epoch = m->epoch,
+    };
+    return 0;
+}
+
+static void attend_item_parse(
+    struct kvarn_attend_item_result *to, const Kvarnd__AttendItemReply *from)
+{
+    kvarn__status_from_wire(&to->status, from->status);
+    to->length = from->length;
+    to->sealed_tokens = from->sealed_tokens;
+    to->appended = from->appended;
+    to->has_epoch = from->has_epoch;
+    to->epoch = from->epoch;
+}
+
+int kvarn_reply_attend(struct kvarn_reply *reply, struct kvarn_attend_result *ret)
+{
+    bool is_append = reply->header.type == KVARN_FRAME_APPEND_ATTEND;
+    struct kvarn_attend_item_result *items;
+    uint64_t lse_bytes = reply->lse_count * sizeof(float);
+    uint64_t out_bytes;
+    void *memory;
+    int err;
+
+    OPEN(m, AttendReply, reply, is_append ? KVARN_FRAME_APPEND_ATTEND : KVARN_FRAME_ATTEND);
+    if (reply->header.payload_bytes < lse_bytes)
+        return KVARN_EPROTOCOL;
+    out_bytes = reply->header.payload_bytes - lse_bytes;
+    if (out_bytes % sizeof(float) != 0)
+        return KVARN_EPROTOCOL; /* head_dim is a multiple of 8 */
+    err = array_take(reply, m->n_items, sizeof *items, &memory);
+    if (err != 0)
+        return err;
+    items = memory;
+    for (size_t i = 0; i < m->n_items; i++)
+        attend_item_parse(&items[i], m->items[i]);
+    *ret = (struct kvarn_attend_result){
+        .items = items,
+        .item_count = m->n_items,
+        .out = reply->payload,
+        .out_bytes = (size_t)out_bytes,
+        .lse = (const void *)(reply->payload + out_bytes),
+        .lse_count = (size_t)reply->lse_count,
+    };
+    return 0;
+}
+
+int kvarn_reply_truncate(struct kvarn_reply *reply, struct kvarn_truncate_result *ret)
+{
+    OPEN(m, TruncateReply, reply, KVARN_FRAME_TRUNCATE);
+    if (!m->has_epoch)
+        return KVARN_EPROTOCOL;
+    *ret = (struct kvarn_truncate_result){
+        .epoch = m->epoch,
+        .layer_lengths = m->layer_lengths,
+        .layer_count = m->n_layer_lengths,
+        .lossy_tail = m->lossy_tail,
+    };
+    return 0;
+}
+
+static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__SessionSummary *from)
+{
+    *to = (struct kvarn_session_summary){
+        .name = from->name,
+        .model = text_or_empty(from->model),
+        .length = from->length,
+        .epoch = from->epoch,
+        .bytes = from->bytes,
+        .handles = from->handles,
+        .idle_ms = from->idle_ms,
+    };
+}
+
+int kvarn_reply_list_sessions(struct kvarn_reply *reply, struct kvarn_list_sessions_result *ret)
+{
+    struct kvarn_session_summary *sessions;
+    void *memory;
+    int err;
+
+    OPEN(m, ListSessionsReply, reply, KVARN_FRAME_LIST_SESSIONS);
+    err = array_take(reply, m->n_sessions, sizeof *sessions, &memory);
+    if (err != 0)
+        return err;
+    sessions = memory;
+    for (size_t i = 0; i < m->n_sessions; i++)
+        summary_parse(&sessions[i], m->sessions[i]);
+    *ret = (struct kvarn_list_sessions_result){
+        .sessions = sessions,
+        .session_count = m->n_sessions,
+        .more = m->more,
+    };
+    return 0;
+}
+
+static int shape_parse(struct kvarn_reply *reply, struct kvarn_shape *to, const Kvarnd__Shape *from)
+{
+    struct kvarn_layer_group *groups;
+    void *memory;
+    int err = array_take(reply, from->n_layer_groups, sizeof *groups, &memory);
+
+    if (err != 0)
+        return err;
+    groups = memory;
+    for (size_t i = 0; i < from->n_layer_groups; i++) {
+        const Kvarnd__LayerGroup *g = from->layer_groups[i];
+
+        groups[i].layers = g->layers;
+        groups[i].kv_heads = g->kv_heads;
+        groups[i].k_dim = g->k_dim;
+        groups[i].v_dim = g->has_v_dim ? g->v_dim : g->k_dim;
+        groups[i].window = g->window;
+    }
+    *to = (struct kvarn_shape){
+        .model = from->model,
+        .revision = from->revision,
+        .layer_groups = groups,
+        .layer_group_count = from->n_layer_groups,
+        .group = from->group,
+        .k_bits = (uint8_t)from->k_bits,
+        .v_bits = (uint8_t)from->v_bits,
+        .sink_tokens = from->has_sink_tokens ? from->sink_tokens : KVARN_SINK_DEFAULT,
+    };
+    return 0;
+}
+
+int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_session_result *ret)
+{
+    struct kvarn_inspect_session_result result = {0};
+    int err;
+
+    OPEN(m, InspectSessionReply, reply, KVARN_FRAME_INSPECT_SESSION);
+    if (m->summary == NULL || m->shape == NULL || m->n_layer_sealed != m->n_layer_lengths)
+        return KVARN_EPROTOCOL;
+    err = fingerprint_copy(result.fingerprint, &m->fingerprint);
+    if (err != 0)
+        return err;
+    err = shape_parse(reply, &result.shape, m->shape);
+    if (err != 0)
+        return err;
+    summary_parse(&result.summary, m->summary);
+    result.layer_lengths = m->layer_lengths;
+    result.layer_sealed = m->layer_sealed;
+    result.layer_count = m->n_layer_lengths;
+    result.tile_pages = m->tile_pages;
+    result.tile_bytes = m->tile_bytes;
+    result.sink_pages = m->sink_pages;
+    result.sink_bytes = m->sink_bytes;
+    result.tail_pages = m->tail_pages;
+    result.tail_bytes = m->tail_bytes;
+    result.reserved_bytes = m->reserved_bytes;
+    result.pages_reference = m->pages_reference;
+    result.pages_refined = m->pages_refined;
+    result.encoder = (enum kvarn_encoder)m->encoder;
+    result.seal_lag = m->seal_lag;
+    *ret = result;
+    return 0;
+}
+
+static int ops_parse(
+    struct kvarn_reply *reply, const Kvarnd__StatsReply *m, const struct kvarn_op_stats **ret)
+{
+    struct kvarn_op_stats *ops;
+    void *memory;
+    int err = array_take(reply, m->n_ops, sizeof *ops, &memory);
+
+    if (err != 0)
+        return err;
+    ops = memory;
+    for (size_t i = 0; i < m->n_ops; i++) {
+        const Kvarnd__OpStats *o = m->ops[i];
+
+        ops[i] = (struct kvarn_op_stats){o->op, o->count, o->errors, o->bytes_in, o->bytes_out,
+            o->latency_us_p50, o->latency_us_p99, o->latency_us_max};
+    }
+    *ret = ops;
+    return 0;
+}
+
+int kvarn_reply_stats(struct kvarn_reply *reply, struct kvarn_stats_result *ret)
+{
+    struct kvarn_stats_result result = {0};
+    struct kvarn_counter *counters;
+    void *memory;
+    int err;
+
+    OPEN(m, StatsReply, reply, KVARN_FRAME_STATS);
+    err = ops_parse(reply, m, &result.ops);
+    if (err != 0)
+        return err;
+    err = array_take(reply, m->n_counters, sizeof *counters, &memory);
+    if (err != 0)
+        return err;
+    counters = memory;
+    for (size_t i = 0; i < m->n_counters; i++) {
+        counters[i].name = m->counters[i]->name;
+        counters[i].value = m->counters[i]->value;
+    }
+    result.op_count = m->n_ops;
+    result.counters = counters;
+    result.counter_count = m->n_counters;
+    *ret = result;
+    return 0;
+}
+
+int kvarn_reply_cancel(struct kvarn_reply *reply, struct kvarn_cancel_result *ret)
+{
+    OPEN(m, CancelReply, reply, KVARN_FRAME_CANCEL);
+    ret->found = m->found;
+    return 0;
+}
