@@ -28,6 +28,7 @@ struct kvd_attend_args {
     bool is_q_rotated;
     enum kvarn_dtype out_dtype;
     bool is_out_rotated;
+    bool is_batched;        /* others begin in the same turn: leave the loop alone (SEMANTICS 18) */
     uint32_t sealed_blocks; /* read as tiles; at most layer->sealed_blocks */
     const void *q;          /* [q_heads][q_tokens][k_dim], borrowed until done_cb */
     void *out;              /* [q_heads][q_tokens][v_dim] of out_dtype, borrowed until done_cb */
