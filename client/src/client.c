@@ -375,8 +375,10 @@ int kvarn__client_perform(struct kvarn_client *client, const struct client_excha
         err = sessions_ready(client, exchange, until_ms);
         if (err == 0)
             err = client_try(client, exchange, until_ms, &client->was_begun);
-        if (err == 0)
+        if (err == 0) {
+            client->error[0] = '\0'; /* of an attempt before */
             return 0;
+        }
         if (client->fd < 0 && err == KVARN_EIO) {
             bool may_repeat = !client->was_begun || exchange->is_repeatable;
 

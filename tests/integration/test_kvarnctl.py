@@ -1,0 +1,174 @@
+"""kvarnctl as scripts use it: exact forms, exit codes, JSON, files; with the real daemon.
+
+KVARN_BIN_DIR names the folder of the binaries; default build/bin.
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("KVARN_BIN_DIR", ROOT / "build" / "bin"))
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def ctl(*args, server=None, code=0):
+    env = {k: v for k, v in os.environ.items() if k != "KVARN_SERVER"}
+    if server:
+        env["KVARN_SERVER"] = server
+    done = subprocess.run([str(BIN / "kvarnctl"), *map(str, args)], env=env, timeout=30,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == code, (args, done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def ctl_json(*args, **kw):
+    return json.loads(ctl(*args, "--json", **kw).stdout)
+
+
+@pytest.fixture
+def server(tmp_path):
+    address = f"unix:{tmp_path}/d/kvarnd.sock"
+    (tmp_path / "d").mkdir(mode=0o700)
+    daemon = subprocess.Popen([str(BIN / "kvarnd"), "--listen-unix", address[5:],
+                               "--memory-limit", "256MiB"], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 20
+    while subprocess.run([str(BIN / "kvarnctl"), "--server", address, "ping"],
+                         capture_output=True, timeout=10).returncode != 0:
+        assert daemon.poll() is None and time.monotonic() < end, "the daemon did not come up"
+    yield address
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(timeout=20) == 0
+
+
+def attention(q, k, v, position):
+    """Exact, float64: q [Hq, T, D], k and v [Hkv, N, D]; causal."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[0] // k.shape[0], axis=0) for x in (k, v))
+    logits = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])
+    seen = np.arange(k.shape[1])[None, :] <= position + np.arange(q.shape[1])[:, None]
+    logits = np.where(seen, logits, -np.inf)
+    top = logits.max(axis=2, keepdims=True)
+    weights = np.exp(logits - top)
+    total = weights.sum(axis=2, keepdims=True)
+    return weights / total @ v, (top + np.log(total))[..., 0]
+
+
+def test_usage_is_2_and_goes_to_stderr():
+    for args in ([], ["nope"], ["tile"], ["size"], ["ping", "extra"], ["append", "s"],
+                 ["read", "--layer"], ["--server", "bad:x", "ping"], ["ping", "--server=x"]):
+        done = ctl(*args, code=2)
+        assert done.stdout == "" and done.stderr != ""
+    assert "Usage" in ctl("--help").stdout
+    for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend", "truncate",
+                    "drop", "top", "size", "tile encode", "tile decode", "tile inspect"):
+        assert command in ctl(*command.split(), "--help").stdout
+
+
+def test_no_connection_is_3(tmp_path):
+    done = ctl("--server", f"unix:{tmp_path}/nobody", "ping", code=3)
+    assert "IO" in done.stderr
+    done = ctl("ping", "--json", "--server", f"unix:{tmp_path}/nobody", code=3)
+    assert json.loads(done.stdout)["error"]["name"] == "IO"
+
+
+def test_size_of_llama():
+    got = ctl_json("size", "--layers", 32, "--kv-heads", 8, "--head-dim=128")
+    assert got["format_bits"] == 2.375
+    assert [s["tokens"] for s in got["sizes"]] == [1024, 4096, 32768]
+    assert got["sizes"][0]["format_bytes"] == 7 * 32 * 77824
+    assert got["sizes"][0]["sink_bytes"] == 128 * 131072
+    text = ctl("size", "--layers", 32, "--kv-heads", 8, "--head-dim", 128, "--tokens", "8k").stdout
+    assert "8192" in text and "MiB" in text
+
+
+def golden_cases():
+    path = GOLDEN / "cases.json"
+    if not path.exists():
+        return []
+    cases = json.loads(path.read_text())
+    return cases["cases"] if isinstance(cases, dict) else cases
+
+
+@pytest.mark.parametrize("case", golden_cases(), ids=lambda c: c["name"])
+def test_tile_golden(case, tmp_path):
+    folder = GOLDEN / case["name"]
+    preset = f"k{case['k_bits']}v{case['v_bits']}"
+    shape = ["--preset", preset, "--group", case["group"]]
+    dims = ["--head-dim", case["head_dim"], "--v-dim", case["v_dim"]]
+
+    def decoded(record):
+        ctl("tile", "decode", record, *dims, *shape, "--k", tmp_path / "k.npy",
+            "--v", tmp_path / "v.npy")
+        return np.load(tmp_path / "k.npy"), np.load(tmp_path / "v.npy")
+
+    want = [np.load(folder / f"decoded_{x}.npy") for x in "kv"]
+    for mine, golden in zip(decoded(folder / "record.bin"), want):
+        assert np.abs(mine - golden).max() <= 1e-6 * np.abs(golden).max()
+    ctl("tile", "encode", "--k", folder / "input_k.npy", "--v", folder / "input_v.npy", *shape,
+        "--encoder", "reference", "-o", tmp_path / "r.bin")
+    assert (tmp_path / "r.bin").stat().st_size == case["record_bytes"]
+    bound = 1e-4 if case["name"].startswith("edge_") else 1e-5
+    for mine, golden in zip(decoded(tmp_path / "r.bin"), want):
+        assert ((mine - golden).astype(np.float64) ** 2).sum() <= \
+            bound * (golden.astype(np.float64) ** 2).sum()
+    got = ctl_json("tile", "inspect", tmp_path / "r.bin", *dims, *shape)
+    assert got["record_bytes"] == case["record_bytes"]
+    assert sum(got["k_codes"]) == case["group"] * case["head_dim"]
+
+
+def test_session_from_append_to_drop(server, tmp_path):
+    rng = np.random.default_rng(1)
+    k, v = (rng.standard_normal((2, 300, 64)).astype(np.float16) for _ in "kv")
+    q = rng.standard_normal((4, 3, 64)).astype(np.float32)
+    for name, array in (("k", k), ("v", v), ("q", q)):
+        np.save(tmp_path / f"{name}.npy", array)
+    files = ["--k", tmp_path / "k.npy", "--v", tmp_path / "v.npy"]
+    outs = ["--out", tmp_path / "out.npy", "--lse", tmp_path / "lse.npy"]
+
+    def run(*args, **kw):
+        return ctl_json(*args, server=server, **kw)
+
+    assert "--model" in ctl("append", "s", *files, "--layer", 0, server=server, code=2).stderr
+    got = run("append", "s", *files, "--layer", 0, "--model", "m", "--layers", 2, "--preset",
+              "k2v2")
+    assert got["created"] and got["length"] == 300 and got["start"] == 0
+    got = run("append", *files, "--layer=1", "s")
+    assert not got["created"] and got["length"] == 300
+    assert run("inspect", "s")["layer_lengths"] == [300, 300]
+    assert [s["name"] for s in run("sessions")["sessions"]] == ["s"]
+
+    back = [tmp_path / "bk.npy", tmp_path / "bv.npy"]
+    run("read", "s", "--layer", 0, "--from", 0, "--to", 300, "--k", back[0], "--v", back[1],
+        "--dtype", "f32")
+    for path, exact in zip(back, (k, v)):
+        x = np.load(path)
+        assert x.dtype == np.float32 and x.shape == (2, 300, 64)
+        for part in (slice(0, 128), slice(256, 300)):  # sink and tail: fp16 in another frame
+            assert np.abs(x[:, part] - exact[:, part].astype(np.float32)).max() < 0.02
+        error = ((x - exact.astype(np.float32)) ** 2).sum() / (exact.astype(np.float32) ** 2).sum()
+        assert error < 0.2
+    got = run("attend", "s", "--layer", 0, "--q", tmp_path / "q.npy", "--position", 297, *outs)
+    assert got["length"] == 300
+    # What the daemon attends to is what it reads back.
+    out, lse = attention(q, np.load(back[0]), np.load(back[1]), 297)
+    assert np.abs(np.load(tmp_path / "out.npy") - out).max() < 1e-3
+    assert np.abs(np.load(tmp_path / "lse.npy") - lse).max() < 1e-3
+
+    got = run("truncate", "s", "--length", 290)
+    assert got["layer_lengths"] == [290, 290] and not got["lossy_tail"]
+    error = run("read", "s", "--layer", 0, "--to", 300, "--k", back[0], "--v", back[1], code=1)
+    assert error["error"]["name"] == "MISS"
+    assert run("drop", "s")["dropped"]
+    assert run("inspect", "s", code=1)["error"]["name"] == "NOT_FOUND"
+    stats = run("stats")
+    assert {o["op"]: o["count"] for o in stats["ops"]}["append"] >= 2
+    assert stats["counters"]["sessions_open"] == 0
+    assert "CALL" in ctl("top", "--once", server=server).stdout
+    assert run("ping")["round_trip_us"] > 0
