@@ -13,6 +13,12 @@
 #define KVARN_ROTATED_ABS_MAX \
     32768.0f /* SEMANTICS: beyond it a half-precision scale may overflow */
 #define KVARN_HALF_MAX 65504.0f
+/*
+ * Largest value a tile may decode to. Above KVARN_ROTATED_ABS_MAX, so that rounding never takes an
+ * honest tile out of range; low enough that decoded rows can be encoded again: `reference` divides
+ * by scales >= exp(-0.3), and 40,960 / exp(-0.3) = 55,293 still is a half.
+ */
+#define KVARN_DECODED_ABS_MAX 40960.0f
 
 /* Shape of a model. */
 #define KVARN_LAYERS_MAX       512

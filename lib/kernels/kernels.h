@@ -1,0 +1,104 @@
+/*
+ * Kernels: the inner loops of the codec and of attention, one function per operation and
+ * instruction set. kernels.def is the list; scalar is the specification.
+ *
+ * Every count of columns is a multiple of 8. Sums along a row are taken in 8 lanes (lane i adds
+ * the values at i, i + 8, ... in order) which are then added as ((0+4)+(2+6))+((1+5)+(3+7)); sums
+ * over rows are taken row by row. Outputs never overlap inputs unless said. No kernel fails.
+ *
+ *   fwht           rotate `rows` vectors of `dim` in place; FORMAT.md, Frames
+ *   half_from_f32  round to nearest even; beyond the range Inf; NaN stays NaN
+ *   half_to_f32    exact
+ *   bf16_from_f32  round to nearest even; NaN stays NaN
+ *   bf16_to_f32    exact
+ *   std_columns    mean[cols], dst[cols] = mean and standard deviation (ddof 1) of each column
+ *   std_rows       mean[rows], dst[rows] = the same of each row
+ *   balance        dst = x / col / row
+ *   range_row      smallest and largest of a row
+ *   fit_row        one step of (weighted) least squares: quantise x on `line` to 0..3, then move
+ *                  `line` to the best fit of x by those codes; weights NULL: all ones
+ *   fit_columns    add one row's share to the numerators and denominators of the column factors
+ *   round_row      codes = clamp(rint((x - low) / step), 0, top); NaN gives 0
+ *   pack, unpack   2 or 4 bits, little end first
+ *   qk_tile        dst[row][token] = q[row] . K[token] over the tokens of a K tile
+ *   av_tile        acc[row] += sum over tokens of p[row][token] * V[token]
+ *   qk_half        as qk_tile, over half rows
+ *   av_half        as av_tile, over half rows
+ * q is [rows][dim], acc [rows][dim], dst and p [rows][tokens of the view].
+ */
+#ifndef KVARN_KERNELS_KERNELS_H
+#define KVARN_KERNELS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lib/base/limits.h"
+
+/* Query rows that one call of an attention kernel takes at most: bounds its work space. */
+#define KVARN__QUERY_ROWS_MAX 32
+
+/* Longest row of a tile: tokens of a K row, channels of a V row. */
+#define KVARN__ROW_MAX KVARN_HEAD_DIM_MAX
+
+/* A tile's two axes of scales; rows are what is quantised. */
+struct kvarn__grid {
+    uint32_t rows, cols;
+    const float *col; /* borrowed, [cols] */
+    const float *row; /* borrowed, [rows] */
+};
+
+/* Levels of a row: code c stands for c * step + low. */
+struct kvarn__line {
+    float step, low;
+};
+
+/* One row on its way into the column factors: x ~ y * col, y on the row's line. */
+struct kvarn__columns {
+    const float *x;       /* borrowed, [count]: the row as it is */
+    const float *ratio;   /* borrowed, [count]: x / col */
+    const float *weights; /* borrowed, [count] */
+    uint32_t count;
+    float *num; /* borrowed, [count]: += weights * x * y */
+    float *den; /* borrowed, [count]: += weights * y * y */
+};
+
+/*
+ * K or V of a tile: `rows` packed rows of `cols` values. K: rows are channels, cols tokens. V: rows
+ * are tokens, cols channels. `token_count` <= the tile's tokens are used.
+ */
+struct kvarn__tile_view {
+    const uint8_t *codes;  /* borrowed, [rows][cols * bits / 8] */
+    const uint16_t *scale; /* borrowed, half [rows] */
+    const uint16_t *zero;  /* borrowed, half [rows] */
+    const uint16_t *other; /* borrowed, half [cols] */
+    uint32_t rows, cols, bits;
+    uint32_t token_count;
+};
+
+/* Half rows: one per token. */
+struct kvarn__rows_view {
+    const uint16_t *rows; /* borrowed, [token_count][dim] */
+    uint32_t dim;
+    uint32_t token_count;
+};
+
+#define KVARN_OP(op, params) typedef void kvarn__##op##_fn params;
+#include "lib/kernels/kernels.def"
+#undef KVARN_OP
+
+#define KVARN_KERNEL(isa, op, function) kvarn__##op##_fn function;
+#include "lib/kernels/kernels.def"
+#undef KVARN_KERNEL
+
+/* One instruction set's kernels. */
+struct kvarn__kernels {
+    const char *isa;
+#define KVARN_OP(op, params) kvarn__##op##_fn *op;
+#include "lib/kernels/kernels.def"
+#undef KVARN_OP
+};
+
+/* The kernels that this machine uses; never NULL, the same for the life of the process. */
+const struct kvarn__kernels *kvarn__kernels_get(void);
+
+#endif

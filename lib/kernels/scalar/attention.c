@@ -1,0 +1,138 @@
+/*
+ * Dot products with K and weighted sums of V, on packed codes and on half rows, scalar.
+ *
+ * A tile's rows are unpacked one at a time and used for all query rows while they are in registers
+ * and the first cache; neither K nor V of a tile is ever written out. The factors that do not
+ * depend on the code are taken out of the sums:
+ *   q . K[token] = other[token] * (sum_c (q[c] * scale[c]) * code[c][token] + sum_c q[c] * zero[c])
+ *   sum p V      = other[c] * (sum_t (p[t] * scale[t]) * code[t][c] + sum_t p[t] * zero[t])
+ */
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "lib/kernels/kernels.h"
+#include "lib/kernels/scalar/lanes.h"
+
+/* Tokens or channels as floats. */
+static void codes_load(
+    const struct kvarn__tile_view *view, uint32_t row, uint32_t count, float *dst)
+{
+    uint8_t codes[KVARN__ROW_MAX];
+    size_t row_bytes = (size_t)view->cols * view->bits / 8;
+
+    kvarn_unpack_u8_u8_scalar(view->codes + row * row_bytes, view->cols, view->bits, codes);
+    for (uint32_t i = 0; i < count; i++) {
+        dst[i] = (float)codes[i];
+    }
+}
+
+static void add_scaled(float *dst, const float *x, float factor, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        dst[i] += factor * x[i];
+    }
+}
+
+static float half_at(const uint16_t *src, uint32_t idx)
+{
+    float x;
+    kvarn_convert_f16_f32_scalar(&x, src + idx, 1);
+    return x;
+}
+
+void kvarn_qk_tile_f32_scalar(
+    const struct kvarn__tile_view *k, const float *q, uint32_t rows, float *dst)
+{
+    float code[KVARN__ROW_MAX], other[KVARN__ROW_MAX], base[KVARN__QUERY_ROWS_MAX] = {0};
+    uint32_t tokens = k->token_count;
+
+    KVARN_ASSERT(rows <= KVARN__QUERY_ROWS_MAX && tokens <= k->cols && k->cols <= KVARN__ROW_MAX);
+    memset(dst, 0, (size_t)rows * tokens * sizeof(*dst));
+    for (uint32_t c = 0; c < k->rows; c++) {
+        float scale = half_at(k->scale, c);
+        float zero = half_at(k->zero, c);
+        codes_load(k, c, tokens, code);
+        for (uint32_t r = 0; r < rows; r++) {
+            float x = q[(size_t)r * k->rows + c];
+            base[r] += x * zero;
+            add_scaled(dst + (size_t)r * tokens, code, x * scale, tokens);
+        }
+    }
+    kvarn_convert_f16_f32_scalar(other, k->other, tokens);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *logits = dst + (size_t)r * tokens;
+        for (uint32_t t = 0; t < tokens; t++) {
+            logits[t] = other[t] * (logits[t] + base[r]);
+        }
+    }
+}
+
+/* One query row's share of a V tile: at most this many rows share an unpacked token. */
+#define AV_ROWS 8
+
+static void av_tile_some(
+    const struct kvarn__tile_view *v, const float *p, uint32_t rows, float *acc)
+{
+    float code[KVARN__ROW_MAX], other[KVARN__ROW_MAX];
+    float sum[AV_ROWS][KVARN__ROW_MAX], base[AV_ROWS] = {0};
+
+    for (uint32_t r = 0; r < rows; r++) {
+        memset(sum[r], 0, v->cols * sizeof(float));
+    }
+    for (uint32_t t = 0; t < v->token_count; t++) {
+        float scale = half_at(v->scale, t);
+        float zero = half_at(v->zero, t);
+        codes_load(v, t, v->cols, code);
+        for (uint32_t r = 0; r < rows; r++) {
+            float weight = p[(size_t)r * v->token_count + t];
+            base[r] += weight * zero;
+            add_scaled(sum[r], code, weight * scale, v->cols);
+        }
+    }
+    kvarn_convert_f16_f32_scalar(other, v->other, v->cols);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *out = acc + (size_t)r * v->cols;
+        for (uint32_t c = 0; c < v->cols; c++) {
+            out[c] += other[c] * (sum[r][c] + base[r]);
+        }
+    }
+}
+
+void kvarn_av_tile_f32_scalar(
+    const struct kvarn__tile_view *v, const float *p, uint32_t rows, float *acc)
+{
+    KVARN_ASSERT(v->token_count <= v->rows && v->cols <= KVARN__ROW_MAX);
+    for (uint32_t r = 0; r < rows; r += AV_ROWS) {
+        uint32_t some = rows - r < AV_ROWS ? rows - r : AV_ROWS;
+        av_tile_some(v, p + (size_t)r * v->token_count, some, acc + (size_t)r * v->cols);
+    }
+}
+
+void kvarn_qk_f16_f32_scalar(
+    const struct kvarn__rows_view *k, const float *q, uint32_t rows, float *dst)
+{
+    float x[KVARN__ROW_MAX];
+
+    KVARN_ASSERT(k->dim <= KVARN__ROW_MAX);
+    for (uint32_t t = 0; t < k->token_count; t++) {
+        kvarn_convert_f16_f32_scalar(x, k->rows + (size_t)t * k->dim, k->dim);
+        for (uint32_t r = 0; r < rows; r++) {
+            const float *query = q + (size_t)r * k->dim;
+            dst[(size_t)r * k->token_count + t] = kvarn__lanes_dot(query, x, k->dim);
+        }
+    }
+}
+
+void kvarn_av_f16_f32_scalar(
+    const struct kvarn__rows_view *v, const float *p, uint32_t rows, float *acc)
+{
+    float x[KVARN__ROW_MAX];
+
+    KVARN_ASSERT(v->dim <= KVARN__ROW_MAX);
+    for (uint32_t t = 0; t < v->token_count; t++) {
+        kvarn_convert_f16_f32_scalar(x, v->rows + (size_t)t * v->dim, v->dim);
+        for (uint32_t r = 0; r < rows; r++) {
+            add_scaled(acc + (size_t)r * v->dim, x, p[(size_t)r * v->token_count + t], v->dim);
+        }
+    }
+}
