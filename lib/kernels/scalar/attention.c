@@ -1,11 +1,11 @@
 /*
  * Dot products with K and weighted sums of V, on packed codes and on half rows, scalar.
  *
- * A tile's rows are unpacked one at a time and used for all query rows while they are in registers
- * and the first cache; neither K nor V of a tile is ever written out. The factors that do not
- * depend on the code are taken out of the sums:
- *   q . K[token] = other[token] * (sum_c (q[c] * scale[c]) * code[c][token] + sum_c q[c] * zero[c])
- *   sum p V      = other[c] * (sum_t (p[t] * scale[t]) * code[t][c] + sum_t p[t] * zero[t])
+ * A tile's rows are decoded to their levels, code * scale + zero, one row at a time, and used for
+ * all query rows while they are in the first cache; neither K nor V of a tile is ever written out.
+ * The other axis's scale is a common factor of the whole sum and is applied once at its end. Taking
+ * scale and zero out of the sums too would save a multiplication per value but loses digits where
+ * they cancel: tokens beside a huge one.
  */
 #include <string.h>
 
@@ -13,16 +13,19 @@
 #include "lib/kernels/kernels.h"
 #include "lib/kernels/scalar/lanes.h"
 
-/* Tokens or channels as floats. */
-static void codes_load(
+/* The first `count` values of a row, short of the other axis's scale. */
+static void levels_load(
     const struct kvarn__tile_view *view, uint32_t row, uint32_t count, float *dst)
 {
     uint8_t codes[KVARN__ROW_MAX];
+    float scale, zero;
     size_t row_bytes = (size_t)view->cols * view->bits / 8;
 
     kvarn_unpack_u8_u8_scalar(view->codes + row * row_bytes, view->cols, view->bits, codes);
+    kvarn_convert_f16_f32_scalar(&scale, view->scale + row, 1);
+    kvarn_convert_f16_f32_scalar(&zero, view->zero + row, 1);
     for (uint32_t i = 0; i < count; i++) {
-        dst[i] = (float)codes[i];
+        dst[i] = (float)codes[i] * scale + zero;
     }
 }
 
@@ -33,36 +36,25 @@ static void add_scaled(float *dst, const float *x, float factor, uint32_t count)
     }
 }
 
-static float half_at(const uint16_t *src, uint32_t idx)
-{
-    float x;
-    kvarn_convert_f16_f32_scalar(&x, src + idx, 1);
-    return x;
-}
-
 void kvarn_qk_tile_f32_scalar(
     const struct kvarn__tile_view *k, const float *q, uint32_t rows, float *dst)
 {
-    float code[KVARN__ROW_MAX], other[KVARN__ROW_MAX], base[KVARN__QUERY_ROWS_MAX] = {0};
+    float levels[KVARN__ROW_MAX], other[KVARN__ROW_MAX];
     uint32_t tokens = k->token_count;
 
     KVARN_ASSERT(rows <= KVARN__QUERY_ROWS_MAX && tokens <= k->cols && k->cols <= KVARN__ROW_MAX);
     memset(dst, 0, (size_t)rows * tokens * sizeof(*dst));
     for (uint32_t c = 0; c < k->rows; c++) {
-        float scale = half_at(k->scale, c);
-        float zero = half_at(k->zero, c);
-        codes_load(k, c, tokens, code);
+        levels_load(k, c, tokens, levels);
         for (uint32_t r = 0; r < rows; r++) {
-            float x = q[(size_t)r * k->rows + c];
-            base[r] += x * zero;
-            add_scaled(dst + (size_t)r * tokens, code, x * scale, tokens);
+            add_scaled(dst + (size_t)r * tokens, levels, q[(size_t)r * k->rows + c], tokens);
         }
     }
     kvarn_convert_f16_f32_scalar(other, k->other, tokens);
     for (uint32_t r = 0; r < rows; r++) {
         float *logits = dst + (size_t)r * tokens;
         for (uint32_t t = 0; t < tokens; t++) {
-            logits[t] = other[t] * (logits[t] + base[r]);
+            logits[t] *= other[t];
         }
     }
 }
@@ -73,27 +65,23 @@ void kvarn_qk_tile_f32_scalar(
 static void av_tile_some(
     const struct kvarn__tile_view *v, const float *p, uint32_t rows, float *acc)
 {
-    float code[KVARN__ROW_MAX], other[KVARN__ROW_MAX];
-    float sum[AV_ROWS][KVARN__ROW_MAX], base[AV_ROWS] = {0};
+    float levels[KVARN__ROW_MAX], other[KVARN__ROW_MAX];
+    float sum[AV_ROWS][KVARN__ROW_MAX];
 
     for (uint32_t r = 0; r < rows; r++) {
         memset(sum[r], 0, v->cols * sizeof(float));
     }
     for (uint32_t t = 0; t < v->token_count; t++) {
-        float scale = half_at(v->scale, t);
-        float zero = half_at(v->zero, t);
-        codes_load(v, t, v->cols, code);
+        levels_load(v, t, v->cols, levels);
         for (uint32_t r = 0; r < rows; r++) {
-            float weight = p[(size_t)r * v->token_count + t];
-            base[r] += weight * zero;
-            add_scaled(sum[r], code, weight * scale, v->cols);
+            add_scaled(sum[r], levels, p[(size_t)r * v->token_count + t], v->cols);
         }
     }
     kvarn_convert_f16_f32_scalar(other, v->other, v->cols);
     for (uint32_t r = 0; r < rows; r++) {
         float *out = acc + (size_t)r * v->cols;
         for (uint32_t c = 0; c < v->cols; c++) {
-            out[c] += other[c] * (sum[r][c] + base[r]);
+            out[c] += other[c] * sum[r][c];
         }
     }
 }
