@@ -44,8 +44,18 @@ void kvarn__work_init(struct kvarn__work *work, uint32_t rows, uint32_t cols, fl
  */
 void kvarn__plane_normalise(const struct kvarn__plane *plane, struct kvarn__work *work);
 
-/* Encode by min-max rounding: FORMAT.md, Encoder `reference`. */
+/*
+ * Encode by min-max rounding: FORMAT.md, Encoder `reference`. Where columns differ by orders of
+ * magnitude, half a step of a row times the factor of a loud column may leave the range of the
+ * format: the caller checks.
+ */
 void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvarn__work *work);
+
+/*
+ * The same without balancing, of values clamped to KVARN_ROTATED_ABS_MAX: every level lies between
+ * its row's smallest and largest value, so that any finite plane comes out in range.
+ */
+void kvarn__plane_encode_unbalanced(const struct kvarn__plane *plane, struct kvarn__work *work);
 
 /*
  * Encode 2 bits by weighted least squares: FORMAT.md, Encoder `refined`. The scales may come out

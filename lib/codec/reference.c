@@ -1,10 +1,15 @@
-/* Encoder `reference`: each balanced row rounded between its smallest and its largest value. */
+/*
+ * Encoder `reference`: each balanced row rounded between its smallest and its largest value. And
+ * its last resort, the same without balancing.
+ */
 #include "lib/base/assert.h"
+#include "lib/base/limits.h"
 #include "lib/codec/plane.h"
 
 #define STEP_MIN 1e-10f /* of a row whose values are all alike */
 
-void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvarn__work *work)
+/* Round work->balanced and fold the levels into work->row. */
+static void plane_round(const struct kvarn__plane *plane, struct kvarn__work *work)
 {
     const struct kvarn__kernels *kernels = kvarn__kernels_get();
     const uint32_t top = (1u << plane->bits) - 1;
@@ -12,7 +17,6 @@ void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvar
     uint8_t codes[KVARN__ROW_MAX];
 
     KVARN_ASSERT(plane->cols <= KVARN__ROW_MAX);
-    kvarn__plane_normalise(plane, work);
     for (uint32_t r = 0; r < plane->rows; r++) {
         const float *x = work->balanced + (size_t)r * plane->cols;
         float low, high;
@@ -27,4 +31,28 @@ void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvar
     kernels->half_from_f32(plane->scale, work->step, plane->rows);
     kernels->half_from_f32(plane->zero, work->low, plane->rows);
     kernels->half_from_f32(plane->other, work->col, plane->cols);
+}
+
+void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvarn__work *work)
+{
+    kvarn__plane_normalise(plane, work);
+    plane_round(plane, work);
+}
+
+void kvarn__plane_encode_unbalanced(const struct kvarn__plane *plane, struct kvarn__work *work)
+{
+    const size_t count = (size_t)plane->rows * plane->cols;
+
+    for (size_t i = 0; i < count; i++) {
+        float x = plane->values[i];
+        x = x < -KVARN_ROTATED_ABS_MAX ? -KVARN_ROTATED_ABS_MAX : x;
+        work->balanced[i] = x > KVARN_ROTATED_ABS_MAX ? KVARN_ROTATED_ABS_MAX : x;
+    }
+    for (uint32_t c = 0; c < plane->cols; c++) {
+        work->col[c] = 1.0f;
+    }
+    for (uint32_t r = 0; r < plane->rows; r++) {
+        work->row[r] = 1.0f;
+    }
+    plane_round(plane, work);
 }

@@ -58,6 +58,10 @@ static enum kvarn_encoder plane_encode(
         }
     }
     kvarn__plane_encode_reference(plane, &work);
+    if (!is_plane_valid(plane)) {
+        kvarn__plane_encode_unbalanced(plane, &work);
+        KVARN_ASSERT(is_plane_valid(plane));
+    }
     return KVARN_ENCODER_REFERENCE;
 }
 

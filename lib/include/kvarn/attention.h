@@ -61,7 +61,8 @@ KVARN_API size_t kvarn_attention_scratch_floats(const struct kvarn_attention_par
 
 /*
  * Add spans to a partial. Spans must ascend by first_token.
- * q: rotated float [q_heads][q_tokens][k_dim].
+ * q: rotated float [q_heads][q_tokens][k_dim], all finite and within 32,768: with tiles that passed
+ * kvarn_record_validate() logits then stay below 7e11 * scale, and nothing is Inf or NaN.
  */
 KVARN_API void kvarn_attention_walk(const struct kvarn_attention_params *params, const float *q,
     const struct kvarn_attention_span *spans, size_t span_count, float *partial, float *scratch);

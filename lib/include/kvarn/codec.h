@@ -120,11 +120,14 @@ KVARN_API int kvarn_rows_from_f32(
 /*
  * Quantise one tile.
  *
- * k, v:    rotated float rows [group][k_dim], [group][v_dim], all finite and |x'| <= 32,768
+ * k, v:    rotated float rows [group][k_dim], [group][v_dim], all finite. What a worker appends is
+ *          within 32,768; rows decoded from a tile may be up to 40,960
  * tile:    kvarn_tile_bytes() bytes, every byte written (padding zero)
  * scratch: kvarn_encode_scratch_bytes() bytes, 64-byte aligned
- * Never fails: where refined's scales are not finite in half, that half of the tile is done by
- * reference. Returns the encoder that made the K part (KVARN_ENCODER_REFERENCE or _REFINED).
+ * Never fails, and what it writes always passes kvarn_record_validate(): where refined's scales are
+ * not finite in half or a value would decode beyond 40,960, K or V is done by reference; where that
+ * happens to reference too, by reference without balancing. Returns the encoder that made the K
+ * part (KVARN_ENCODER_REFERENCE or _REFINED).
  */
 KVARN_API enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec,
     enum kvarn_encoder encoder, const float *k, const float *v, void *tile, void *scratch);
@@ -144,7 +147,10 @@ KVARN_API void kvarn_tile_to_record(
 /*
  * Check a record from outside: size, finite scales, zero padding.
  * Returns 0; KVARN_EINVALID for a wrong size or padding; KVARN_EDOMAIN for a scale that is not
- * finite or when a decoded value could be beyond the range of the format.
+ * finite or a value that decodes beyond 40,960 in magnitude. The limit keeps decoded rows halves,
+ * lets them be encoded again, and keeps attention over them finite for queries within 32,768. A row
+ * whose two end levels stay within it is not decoded, so that honest records cost a pass over the
+ * scales. The record may lie at any address.
  */
 KVARN_API int kvarn_record_validate(
     const struct kvarn_tile_spec *spec, const void *record, size_t bytes) KVARN_MUST_CHECK;
