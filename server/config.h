@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "kvarn/err.h"
 #include "lib/base/limits.h"
@@ -49,6 +50,9 @@ int kvd_config_load(struct kvd_config *config, int argc, char **argv, char **env
 
 void kvd_config_print(const struct kvd_config *config, FILE *out);
 void kvd_config_usage(FILE *out);
+
+/* True for root, for our own uid and for those of --allow-uids. */
+bool kvd_config_allows_uid(const struct kvd_config *config, uid_t uid);
 
 /* "512MiB", "2G", "1048576" -> bytes. Returns 0 or KVARN_EINVALID. */
 int kvd_config_parse_size(const char *text, uint64_t *ret_bytes) KVARN_MUST_CHECK;
