@@ -17,6 +17,9 @@
 
 #include "kvarn/err.h"
 
+/* Most stretches of memory in one gathered write. */
+#define KVD_IO_BUFS_MAX 1024
+
 struct kvd_io;
 struct kvd_timer;
 struct kvd_wake;
@@ -43,7 +46,10 @@ struct kvd_peer {
 };
 
 struct kvd_stream_handler {
-    /* Say where the next bytes go: at least 1 byte of room. */
+    /*
+     * Say where the next bytes go: at least 1 byte of room. May be asked again without bytes having
+     * come; may not stop or close the stream.
+     */
     void (*buffer_cb)(void *ctx, void **ret_data, size_t *ret_bytes);
     /* `bytes` > 0 arrived there; 0: the peer closed its side; < 0: KVARN_EIO. */
     void (*read_cb)(void *ctx, ssize_t bytes);
@@ -57,6 +63,10 @@ struct kvd_io_ops {
     int (*random)(struct kvd_io *io, void *dst, size_t bytes);
 
     struct kvd_timer *(*timer_create)(struct kvd_io *io, kvd_io_cb cb, void *ctx);
+    /*
+     * (Re)start. `after_ms` 0: on the next turn, after the descriptors had their chance, so that
+     * work cut into slices by such a timer starves nobody. `repeat_ms` 0: once.
+     */
     void (*timer_start)(struct kvd_timer *timer, uint64_t after_ms, uint64_t repeat_ms);
     void (*timer_stop)(struct kvd_timer *timer);
     void (*timer_destroy)(struct kvd_timer *timer); /* accepts NULL */
@@ -78,18 +88,28 @@ struct kvd_io_ops {
     void (*stream_read_start)(
         struct kvd_stream *stream, const struct kvd_stream_handler *handler, void *ctx);
     void (*stream_read_stop)(struct kvd_stream *stream);
-    /* One gathered write; at most one in flight per stream; `cb` exactly once, never from inside.
+    /*
+     * One gathered write of 1 to KVD_IO_BUFS_MAX stretches; at most one in flight per stream; `cb`
+     * exactly once, never from inside: 0, KVARN_EIO, or KVARN_ECANCELLED by a close. The array is
+     * copied; the bytes are borrowed until `cb`.
      */
     void (*stream_write)(struct kvd_stream *stream, const struct kvd_buf *bufs, unsigned buf_count,
         kvd_write_cb cb, void *ctx);
+    /* Bytes of the write in flight that the peer's side has not taken: falls while it reads. */
+    size_t (*stream_write_left)(const struct kvd_stream *stream);
     /* Stop reading, cancel a write in flight (its callback runs first), free, then `closed_cb`. */
     void (*stream_close)(struct kvd_stream *stream, kvd_io_cb closed_cb, void *ctx);
 
+    /* Watched until the io is destroyed. Signals alone do not keep run() going. */
     int (*signal_start)(struct kvd_io *io, int signum, kvd_signal_cb cb, void *ctx);
 
-    int (*run)(struct kvd_io *io);      /* until stop, or nothing is left */
-    void (*stop)(struct kvd_io *io);    /* run returns after the callback in progress */
-    void (*destroy)(struct kvd_io *io); /* closes what is left, drains, frees */
+    int (*run)(struct kvd_io *io);   /* until stop, or nothing is left */
+    void (*stop)(struct kvd_io *io); /* run returns at the end of the turn in progress */
+    /*
+     * Closes what is left, drains, frees. The only callbacks it makes are those of writes and of
+     * closes; call it outside run().
+     */
+    void (*destroy)(struct kvd_io *io);
 };
 
 struct kvd_io {
