@@ -8,33 +8,22 @@
 #include "server/io.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <bsd/sys/queue.h>
 #include <uv.h>
 
 #include "lib/base/assert.h"
+#include "server/accept_socket.h"
 #include "server/listen_socket.h"
 #include "server/log.h"
-#include "server/net_address.h"
 
 /* Connections taken before other work gets a turn. */
 #define ACCEPTS_PER_TURN 64
 /* How long a listener rests when it can neither accept nor refuse. */
-#define ACCEPT_REST_MS    100
-#define REFUSED_LOG_NS    UINT64_C(1000000000)
-#define USER_TIMEOUT_MS   30000 /* unacknowledged bytes: the peer is gone */
-#define KEEPALIVE_IDLE_S  30
-#define KEEPALIVE_EVERY_S 10
+#define ACCEPT_REST_MS 100
 
 /* A callback due on the next turn. */
 struct deferred {
@@ -56,9 +45,7 @@ struct uv_io {
     struct deferred_list deferred;
     struct listener_list listeners;
     uint64_t turn;
-    int reserve_fd; /* owned: given up for a moment to refuse a connection; -1: could not reopen */
-    uint64_t refused_count;
-    uint64_t refused_log_ns; /* 0: none logged yet */
+    struct kvd_accept_reserve reserve;
 };
 
 struct kvd_timer {
@@ -451,132 +438,31 @@ static void listener_rest(struct kvd_listener *listener)
     (void)uv_timer_start(&listener->io->rest, rest_cb, ACCEPT_REST_MS, 0);
 }
 
-static void refused_log(struct uv_io *io, int os_error)
-{
-    uint64_t now_ns = uv_hrtime();
-
-    io->refused_count++;
-    if (io->refused_log_ns == 0 || now_ns - io->refused_log_ns >= REFUSED_LOG_NS) {
-        io->refused_log_ns = now_ns;
-        kvd_log(KVD_LOG_WARN, "accept_failed", "error=%s count=%" PRIu64, strerror(os_error),
-            io->refused_count);
-    }
-}
-
-/*
- * Out of descriptors: take the connection with the reserve and close it, so that its client hears
- * of it now. Returns whether there may be more to do; otherwise the queue is empty or the listener
- * rests.
- */
-static bool listener_refuse(struct kvd_listener *listener, int os_error)
-{
-    struct uv_io *io = listener->io;
-    int fd = -1;
-
-    if (io->reserve_fd >= 0) {
-        (void)close(io->reserve_fd);
-        fd = accept4(listener->socket.fd, NULL, NULL, SOCK_CLOEXEC);
-        if (fd >= 0) {
-            (void)close(fd);
-            refused_log(io, os_error);
-        } else if (errno != EAGAIN) {
-            refused_log(io, errno);
-            listener_rest(listener);
-        }
-    } else {
-        refused_log(io, os_error);
-        listener_rest(listener);
-    }
-    io->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    return fd >= 0;
-}
-
-static bool accept_failed(struct kvd_listener *listener, int os_error)
-{
-    switch (os_error) {
-    case EAGAIN:
-        return false;
-    case EMFILE:
-    case ENFILE:
-        return listener_refuse(listener, os_error);
-    case EINTR:
-    case ECONNABORTED:
-    case EPROTO:
-        return true;
-    default:
-        refused_log(listener->io, os_error);
-        listener_rest(listener);
-        return false;
-    }
-}
-
-static bool peer_read_unix(int fd, struct kvd_peer *ret)
-{
-    struct ucred cred;
-    socklen_t bytes = sizeof(cred);
-
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &bytes) != 0) {
-        return false;
-    }
-    *ret = (struct kvd_peer){.is_unix = true, .uid = cred.uid, .gid = cred.gid, .pid = cred.pid};
-    (void)snprintf(ret->text, sizeof(ret->text), "unix:uid=%" PRIu32 ",pid=%" PRId32,
-        (uint32_t)cred.uid, (int32_t)cred.pid);
-    return true;
-}
-
-static bool peer_read_tcp(int fd, struct kvd_peer *ret)
-{
-    struct sockaddr_storage address;
-    socklen_t bytes = sizeof(address);
-    char text[KVD_NET_TEXT_MAX];
-
-    if (getpeername(fd, (struct sockaddr *)(void *)&address, &bytes) != 0) {
-        return false; /* gone already */
-    }
-    kvd_net_format(&address, text, sizeof(text));
-    *ret = (struct kvd_peer){.is_unix = false};
-    (void)snprintf(ret->text, sizeof(ret->text), "tcp:%s", text);
-    return true;
-}
-
-/* Best effort: a connection works without any of these, only slower or longer. */
-static void tcp_tune(int fd)
-{
-    const int on = 1;
-    const int idle_s = KEEPALIVE_IDLE_S;
-    const int every_s = KEEPALIVE_EVERY_S;
-    const unsigned user_timeout_ms = USER_TIMEOUT_MS;
-
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof(user_timeout_ms));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-}
-
 /* Take one connection. Returns whether there may be another. */
 static bool listener_accept(struct kvd_listener *listener)
 {
-    bool is_unix = listener->socket.is_unix;
+    struct kvd_accept_reserve *reserve = &listener->io->reserve;
+    struct kvd_stream *stream;
     struct kvd_peer peer;
-    int fd = accept4(listener->socket.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd;
 
-    if (fd < 0) {
-        return accept_failed(listener, errno);
-    }
-    if (!(is_unix ? peer_read_unix(fd, &peer) : peer_read_tcp(fd, &peer))) {
-        (void)close(fd);
+    switch (kvd_accept_take(&listener->socket, reserve, &fd, &peer)) {
+    case KVD_ACCEPT_SKIPPED:
         return true;
+    case KVD_ACCEPT_EMPTY:
+        return false;
+    case KVD_ACCEPT_REST:
+        listener_rest(listener);
+        return false;
+    case KVD_ACCEPT_TAKEN:
+        break;
     }
-    if (!is_unix) {
-        tcp_tune(fd);
-    }
-    struct kvd_stream *stream = stream_open(listener->io, fd, is_unix);
+    stream = stream_open(listener->io, fd, peer.is_unix);
     if (stream == NULL) {
-        refused_log(listener->io, ENOMEM);
-        return true;
+        kvd_accept_count_refused(reserve, ENOMEM);
+    } else {
+        listener->cb(listener->ctx, stream, &peer);
     }
-    listener->cb(listener->ctx, stream, &peer);
     return true;
 }
 
@@ -586,7 +472,7 @@ static void listener_poll_cb(uv_poll_t *poll, int status, int events)
 
     (void)events;
     if (status < 0) {
-        refused_log(listener->io, -status);
+        kvd_accept_count_refused(&listener->io->reserve, -status);
         listener_rest(listener);
         return;
     }
@@ -733,9 +619,7 @@ static void io_destroy(struct kvd_io *io)
     int rc = uv_loop_close(&self->loop);
     KVARN_ASSERT(rc == 0);
     KVARN_ASSERT(TAILQ_EMPTY(&self->deferred));
-    if (self->reserve_fd >= 0) {
-        (void)close(self->reserve_fd);
-    }
+    kvd_accept_reserve_fini(&self->reserve);
     free(self);
 }
 
@@ -778,7 +662,7 @@ struct kvd_io *kvd_io_uv_create(void)
     LIST_INIT(&self->listeners);
     (void)uv_idle_init(&self->loop, &self->idle); /* these two cannot fail */
     (void)uv_timer_init(&self->loop, &self->rest);
-    self->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    kvd_accept_reserve_init(&self->reserve);
     /* A peer that is gone is an error of the write, not a reason to die. */
     (void)signal(SIGPIPE, SIG_IGN);
     return &self->base;
