@@ -59,6 +59,10 @@ static char *line_read(char *line, int line_bytes, void *ctx)
     } else if (byte == EOF && ferror(load->file) != 0) {
         (void)kvd_option_refuse(&load->source, "cannot be read: %s", strerror(errno));
         load->err = KVARN_EIO;
+    } else if (line[0] != '\0' && strchr(" \t", line[0]) != NULL &&
+               line[strspn(line, " \t\r\n")] != '\0') {
+        /* To inih it would be more of the value above. */
+        load->err = kvd_option_refuse(&load->source, "an indented line");
     }
     return load->err != 0 || bytes == 0 ? NULL : line;
 }
@@ -87,7 +91,6 @@ static int pair_cb(void *ctx, const char *section, const char *key, const char *
     if (option == NULL) {
         load->err = kvd_option_refuse(&load->source, "unknown key \"%s\"", key);
     } else if (load->is_seen[option_idx(option)]) {
-        /* Also what inih makes of an indented line. */
         load->err = kvd_option_refuse(&load->source, "key \"%s\" a second time", key);
     } else {
         load->is_seen[option_idx(option)] = true;
