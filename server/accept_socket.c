@@ -150,8 +150,11 @@ enum kvd_accept kvd_accept_take(const struct kvd_listen_socket *listening,
 {
     bool is_unix = listening->is_unix;
     struct kvd_peer peer;
-    int fd = accept4(listening->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
+    if (reserve->fd < 0) {
+        reserve->fd = reserve_open();
+    }
+    int fd = accept4(listening->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
         return take_failed(listening, reserve, errno);
     }
