@@ -271,7 +271,8 @@ void kvd_option_print(const struct kvd_config *config, const struct kvd_option *
     }
     switch (option->type) {
     case KVD_OPTION_STR:
-        (void)fprintf(out, " = %s\n", *(char *const *)field);
+        (void)fprintf(
+            out, " =%s%s\n", **(char *const *)field != '\0' ? " " : "", *(char *const *)field);
         return;
     case KVD_OPTION_BOOL:
         (void)fprintf(out, " = %s\n", *(const bool *)field ? "true" : "false");

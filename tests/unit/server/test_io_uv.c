@@ -32,6 +32,20 @@
 #define ECHO_BYTES     4096
 #define GATHERED_BYTES (PART_BYTES * KVD_IO_BUFS_MAX)
 
+/*
+ * uv_write(), wrapped by the linker: libuv refuses a write at once only when memory is short. Types
+ * are libuv's, spelled without its header.
+ */
+#define ENOMEM_OF_UV (-ENOMEM)
+int __real_uv_write(void *write, void *stream, const void *bufs, unsigned count, void *cb);
+int __wrap_uv_write(void *write, void *stream, const void *bufs, unsigned count, void *cb);
+static bool is_uv_write_refusing;
+
+int __wrap_uv_write(void *write, void *stream, const void *bufs, unsigned count, void *cb)
+{
+    return is_uv_write_refusing ? ENOMEM_OF_UV : __real_uv_write(write, stream, bufs, count, cb);
+}
+
 struct env {
     struct kvd_io *io;
     const struct kvd_io_ops *ops;
@@ -220,6 +234,11 @@ static void listen_and_connect(struct env *env)
 static bool has_stream(struct env *env)
 {
     return env->stream != NULL;
+}
+
+static bool has_waited(struct env *env)
+{
+    return env->steps > 20;
 }
 
 static bool has_closed(struct env *env)
@@ -648,14 +667,58 @@ static void a_write_to_a_peer_that_left_fails(void **state)
     gathered_destroy(gathered);
 }
 
+static void refused_write(struct env *env)
+{
+    static const struct kvd_buf buf = {.data = "x", .bytes = 1};
+
+    listen_and_connect(env);
+    run_until(env, has_stream);
+    env->is_echo = false;
+    env->is_inside_write = true;
+    is_uv_write_refusing = true;
+    env->ops->stream_write(env->stream, &buf, 1, write_cb, env);
+    is_uv_write_refusing = false;
+    env->is_inside_write = false;
+    assert_int_equal(env->writes, 0);
+}
+
+static void a_write_refused_at_once_fails_later(void **state)
+{
+    struct env *env = *state;
+
+    refused_write(env);
+    run_until(env, has_written);
+    assert_int_equal(env->writes, 1);
+    assert_int_equal(env->write_err, KVARN_EIO);
+}
+
+static void a_close_cancels_a_refused_write_too(void **state)
+{
+    struct env *env = *state;
+
+    refused_write(env);
+    env->ops->stream_close(env->stream, closed_cb, env);
+    run_until(env, has_closed);
+    run_until(env, has_waited);
+    assert_int_equal(env->writes, 1);
+    assert_true(env->write_err < 0);
+    assert_string_equal(env->order, "wc");
+}
+
+static void a_destroy_cancels_a_refused_write_too(void **state)
+{
+    struct env *env = *state;
+
+    refused_write(env);
+    env->ops->destroy(env->io);
+    env->io = NULL;
+    assert_int_equal(env->writes, 1);
+    assert_int_equal(env->write_err, KVARN_ECANCELLED);
+}
+
 static bool has_read_something(struct env *env)
 {
     return env->reads > 0;
-}
-
-static bool has_waited(struct env *env)
-{
-    return env->steps > 20;
 }
 
 static void nothing_is_read_while_stopped(void **state)
@@ -853,6 +916,9 @@ int main(void)
         TEST(a_large_gathered_write_to_a_slow_reader),
         TEST(a_close_cancels_the_write_first),
         TEST(a_write_to_a_peer_that_left_fails),
+        TEST(a_write_refused_at_once_fails_later),
+        TEST(a_close_cancels_a_refused_write_too),
+        TEST(a_destroy_cancels_a_refused_write_too),
         TEST(nothing_is_read_while_stopped),
         TEST(a_listener_may_go_in_its_own_callback),
         TEST(without_descriptors_new_clients_are_refused_at_once),
