@@ -14,9 +14,11 @@
 RB_HEAD(kvd_session_tree, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
 
+struct kvd_io;
 struct kvd_timer;
 
 struct kvd_session_table {
+    struct kvd_io *io;                 /* borrowed */
     struct kvd_session_tree named;     /* each entry holds a reference */
     struct kvd_session_dead_list dead; /* unreferenced, pages not all freed yet */
     struct kvd_timer *reap_timer;      /* owned */

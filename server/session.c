@@ -1,0 +1,177 @@
+/*
+ * Sessions: life, lengths, checks that every reader and writer shares.
+ *
+ * Owner: session table. Thread: loop only.
+ */
+#include "server/session.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "server/service.h"
+#include "server/session_blocks.h"
+
+static size_t session_bytes(const struct kvd_shape *shape, const char *name)
+{
+    size_t name_bytes = name == NULL ? 0 : strlen(name) + 1;
+
+    return sizeof(struct kvd_session) + shape->layer_count * sizeof(struct kvd_layer) + name_bytes;
+}
+
+int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape,
+    const char *name, const struct kvd_session_options *options, struct kvd_session **ret)
+{
+    KVARN_ASSERT(shape->layer_count > 0);
+    KVARN_ASSERT(options->seal_lag <= shape->group);
+    size_t bytes = session_bytes(shape, name);
+    int err = kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, bytes);
+    if (err != 0) {
+        return err;
+    }
+    struct kvd_session *session = calloc(1, bytes);
+    if (session == NULL) {
+        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, bytes);
+        return KVARN_ENOMEM;
+    }
+    session->service = service;
+    session->shape = shape;
+    session->tenant_id = shape->tenant_id;
+    session->refs = 1;
+    session->options = *options;
+    session->epoch = kvd_session_table_new_epoch(&service->sessions);
+    session->touched_ns = service->io->ops->now_ns(service->io);
+    TAILQ_INIT(&session->ops);
+    if (name != NULL) {
+        session->name = (char *)&session->layers[shape->layer_count];
+        memcpy(session->name, name, strlen(name) + 1);
+    }
+    service->sessions.count++;
+    *ret = session;
+    return 0;
+}
+
+struct kvd_session *kvd_session_ref(struct kvd_session *session)
+{
+    KVARN_ASSERT(session->refs > 0);
+    session->refs++;
+    return session;
+}
+
+void kvd_session_unref(struct kvd_session *session)
+{
+    KVARN_ASSERT(session->refs > 0);
+    session->refs--;
+    if (session->refs == 0) {
+        KVARN_ASSERT(TAILQ_EMPTY(&session->ops));
+        kvd_session_table_bury(&session->service->sessions, session);
+    }
+}
+
+bool kvd_session_free_some(struct kvd_session *session, size_t pages_max)
+{
+    KVARN_ASSERT(session->refs == 0);
+    size_t pages = 0;
+
+    while (session->block_count > 0) {
+        if (pages >= pages_max) {
+            return false;
+        }
+        kvd_session_pop_block(session);
+        pages += session->shape->layer_count;
+    }
+    struct kvd_budget *budget = &session->service->budget;
+    kvd_budget_release(budget, KVD_BUDGET_SESSIONS, session->block_room * sizeof(void *));
+    kvd_budget_release(
+        budget, KVD_BUDGET_SESSIONS, session_bytes(session->shape, session->name));
+    free(session->blocks);
+    free(session);
+    return true;
+}
+
+uint64_t kvd_session_length(const struct kvd_session *session)
+{
+    uint64_t length = session->layers[0].length;
+
+    for (uint32_t i = 1; i < session->shape->layer_count; i++) {
+        if (session->layers[i].length < length) {
+            length = session->layers[i].length;
+        }
+    }
+    return length;
+}
+
+uint32_t kvd_session_sealable_blocks(const struct kvd_session *session, uint64_t length)
+{
+    uint32_t lag = session->options.seal_lag;
+
+    return length < lag ? 0 : (uint32_t)((length - lag) / session->shape->group);
+}
+
+int kvd_session_check_epoch(
+    const struct kvd_session *session, uint64_t epoch, struct kvd_failure *why)
+{
+    if (session->is_dropped) {
+        return kvd_fail(why, KVARN_ENOT_FOUND, "the session was dropped");
+    }
+    if (session->epoch == epoch) {
+        return 0;
+    }
+    why->session = session;
+    why->layer_first = 0;
+    why->layer_count = session->shape->layer_count;
+    return kvd_fail(why, KVARN_ESTALE_EPOCH, "the session is at epoch %" PRIu64 ", got %" PRIu64,
+        session->epoch, epoch);
+}
+
+int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, uint64_t first,
+    uint64_t last, struct kvd_failure *why)
+{
+    const struct kvd_layer *ly = &session->layers[layer];
+    uint64_t kept_first = (uint64_t)ly->dropped_blocks * session->shape->group;
+
+    if (first >= last) {
+        return 0;
+    }
+    if (last > ly->length) {
+        why->reason = KVARND__MISS_REASON__MISS_NEVER_STORED;
+        return kvd_fail(why, KVARN_EMISS,
+            "layer %" PRIu32 " holds %" PRIu64 " tokens, got a range up to %" PRIu64, layer,
+            ly->length, last);
+    }
+    if (first < kept_first) {
+        why->reason = KVARND__MISS_REASON__MISS_WINDOW;
+        return kvd_fail(why, KVARN_EMISS,
+            "layer %" PRIu32 " keeps tokens from %" PRIu64 " on (its window), got %" PRIu64, layer,
+            kept_first, first);
+    }
+    return 0;
+}
+
+static void usage_add(struct kvd_session_usage *usage, enum kvd_page_class page_class, size_t bytes)
+{
+    usage->pages[page_class]++;
+    usage->bytes[page_class] += bytes;
+}
+
+void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret)
+{
+    struct kvd_session_usage usage = {0};
+
+    for (uint32_t b = 0; b < session->block_count; b++) {
+        const struct kvd_block *block = session->blocks[b];
+        for (uint32_t i = 0; block != NULL && i < session->shape->layer_count; i++) {
+            const struct kvd_block_layer *bl = &block->layers[i];
+            if (bl->rows != NULL) {
+                usage_add(&usage, bl->rows->page_class, kvd_page_bytes(bl->rows));
+            }
+            if (bl->tiles != NULL && b < session->layers[i].sealed_blocks) {
+                usage_add(&usage, KVD_PAGE_TILES, kvd_page_bytes(bl->tiles));
+            } else if (bl->tiles != NULL) {
+                usage.reserved_bytes += kvd_page_bytes(bl->tiles);
+            }
+        }
+    }
+    *ret = usage;
+}
