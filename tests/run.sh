@@ -1,0 +1,107 @@
+#!/bin/sh
+# Installs what building and testing need, builds a release and runs all tiers by ctest. Closes with
+# one line for machines, "N passed, N failed". tests/README.md tells what the tiers are.
+set -eu
+
+usage()
+{
+    cat <<'END'
+usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--jobs N]
+  --build-dir DIR  where to build (default: build, beside the sources)
+  --label TIER     run this tier alone: unit, property, golden, ...; may be repeated
+  --jobs N         tests at once (default: 2)
+Exit: 0 all passed, 1 a step or a test failed, 2 usage or missing packages.
+END
+}
+
+usage_error()
+{
+    echo "run.sh: $1" >&2
+    usage >&2
+    exit 2
+}
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+build=$root/build
+labels=
+jobs=2
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --build-dir | --label | --jobs)
+        [ $# -ge 2 ] || usage_error "$1 needs a value"
+        case "$1" in
+        --build-dir) build=$2 ;;
+        --label) labels=${labels:+$labels|}$2 ;;
+        --jobs) jobs=$2 ;;
+        esac
+        shift 2
+        ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *) usage_error "unknown argument: $1" ;;
+    esac
+done
+
+# step NAME COMMAND...: runs it and prints its seconds; ends the run where it fails.
+step()
+{
+    step_name=$1
+    shift
+    step_began=$(date +%s)
+    step_status=0
+    "$@" || step_status=$?
+    echo "run.sh: $step_name: $(($(date +%s) - step_began)) s"
+    [ "$step_status" -ne 0 ] || return 0
+    echo "run.sh: $step_name failed" >&2
+    [ "$step_status" -eq 2 ] && [ "$step_name" = packages ] && exit 2
+    exit 1
+}
+
+packages()
+{
+    # shellcheck source=deploy/packages.sh
+    . "$root/deploy/packages.sh"
+    # shellcheck disable=SC2086 # lists of names, split on purpose
+    packages_need $KVARN_BUILD_PACKAGES $KVARN_TEST_PACKAGES
+}
+
+configure()
+{
+    set -- -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVARND_TESTS=ON
+    if command -v ccache >/dev/null 2>&1; then
+        set -- "$@" -DCMAKE_C_COMPILER_LAUNCHER=ccache
+    fi
+    cmake "$@"
+}
+
+step packages packages
+step configure configure
+step build cmake --build "$build"
+
+# A test that fails does not end this script: it is counted from the report of ctest.
+junit=$(CDPATH='' cd -- "$build" && pwd)/ctest-junit.xml
+rm -f "$junit"
+began=$(date +%s)
+status=0
+ctest --test-dir "$build" --output-on-failure --no-tests=error -j"$jobs" \
+    --output-junit "$junit" ${labels:+-L "^($labels)\$"} || status=$?
+echo "run.sh: tests: $(($(date +%s) - began)) s"
+[ -s "$junit" ] || {
+    echo "run.sh: ctest wrote no report" >&2
+    exit 1
+}
+
+# count PATTERN: the lines of the report that match; what tests print has its < escaped there. A test
+# whose program is missing did "not run" and is a failure here; one that skips itself is not.
+count()
+{
+    grep -c "^[[:space:]]*<$1" "$junit" || true
+}
+passed=$(count 'testcase .*status="run"')
+skipped=$(($(count 'skipped message="SKIP_') + $(count 'testcase .*status="disabled"')))
+failed=$(($(count testcase) - passed - skipped))
+[ "$skipped" -eq 0 ] || echo "run.sh: $skipped skipped"
+echo "$passed passed, $failed failed"
+[ "$status" -eq 0 ] && [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
