@@ -16,6 +16,9 @@ void kvd_conn_accept(void *service, struct kvd_stream *stream, const struct kvd_
 /* Close now; requests in flight go on without it. `reason` is for the log. Safe to call again. */
 void kvd_conn_close(struct kvd_conn *conn, const char *reason);
 
+/* Take no more requests; close once all that came are answered and sent. */
+void kvd_conn_finish(struct kvd_conn *conn, const char *reason);
+
 /* Close every connection; with `after_flush`, once what is queued has been sent. */
 void kvd_conn_close_all(struct kvd_service *service, bool after_flush);
 
@@ -25,7 +28,9 @@ void kvd_conn_tick_all(struct kvd_service *service, uint64_t now_ns);
 /* Hello succeeded. */
 void kvd_conn_set_ready(struct kvd_conn *conn, bool wants_payload_xxh3);
 bool kvd_conn_is_ready(const struct kvd_conn *conn);
+bool kvd_conn_wants_payload_xxh3(const struct kvd_conn *conn);
 const struct kvd_peer *kvd_conn_peer(const struct kvd_conn *conn);
+struct kvd_service *kvd_conn_service(const struct kvd_conn *conn);
 
 /*
  * Handles. Add takes a reference on the session; the handle is never reused within the connection.
@@ -41,10 +46,12 @@ bool kvd_conn_handle_remove(struct kvd_conn *conn, uint64_t handle);
 /* An unanswered request of this connection, by id; NULL if none. */
 struct kvd_request *kvd_conn_request_find(struct kvd_conn *conn, uint64_t request_id);
 
-/* Queue a packed reply; takes over `head` (malloc'ed header + message) and the payload's release.
+/*
+ * Queue a packed reply: takes over `head` (malloc'ed header + message) and the payload's release.
+ * `trailer` not NULL: eight bytes that follow the payload.
  */
-void kvd_conn_send(
-    struct kvd_conn *conn, void *head, size_t head_bytes, const struct kvd_reply_payload *payload);
+void kvd_conn_send(struct kvd_conn *conn, void *head, size_t head_bytes,
+    const struct kvd_reply_payload *payload, const uint64_t *trailer);
 
 /* Forget a request that has been answered: its credit comes back. */
 void kvd_conn_request_done(struct kvd_conn *conn, struct kvd_request *request);

@@ -30,9 +30,11 @@ struct kvd_request {
     ProtobufCMessage *message; /* in alloc */
     void *payload;             /* owned staging, 64-byte aligned, charged to the budget; or NULL */
     uint64_t payload_hash;     /* XXH3-64 of the payload */
+    size_t payload_room;       /* bytes charged for it */
+    size_t charged_bytes;      /* of the request and its message */
     uint64_t arrived_ns;       /* last header byte: deadlines and latency count from it */
     uint64_t deadline_ns;      /* 0: none */
-    uint64_t credit_bytes;
+    bool is_started;           /* complete and handed to its handler; counted in the service */
     /*
      * Set by a handler that waits: called at most once, for a deadline (KVARN_EDEADLINE) or a
      * Cancel (KVARN_ECANCELLED), while the request is unanswered. The handler answers now or later,
@@ -50,6 +52,33 @@ struct kvd_reply_payload {
     void (*release_cb)(void *ctx); /* exactly once, when the kernel took the bytes or never will */
     void *ctx;
 };
+
+/* Made by the connection when a header was accepted. NULL: `why` says NO_SPACE or NOMEM. */
+struct kvd_request *kvd_request_create(
+    struct kvd_conn *conn, const struct kvarn_frame_header *header, struct kvd_failure *why);
+
+/*
+ * The message has come: unpack it, find out its deadline. Returns 0; KVARN_EPROTOCOL when the bytes
+ * are no such message; KVARN_ENOSPC.
+ */
+int kvd_request_unpack(
+    struct kvd_request *request, const void *message, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Staging for the payload that the header announces. */
+int kvd_request_stage(struct kvd_request *request, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* All of it has come: hand it to its handler, or answer that it is too late. */
+void kvd_request_start(struct kvd_request *request);
+
+/* Free a request that was not started. NULL ok. */
+void kvd_request_destroy(struct kvd_request *request);
+
+/*
+ * Answer a frame for which there is no request: a status of the frame's type (type 0: an
+ * ErrorReply). Counted as one call of that type.
+ */
+void kvd_request_refuse(
+    struct kvd_conn *conn, const struct kvarn_frame_header *header, const struct kvd_failure *why);
 
 /*
  * Answer with a packed message of the request's reply type, and payload (NULL: none). Counts

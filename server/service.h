@@ -39,6 +39,8 @@ struct kvd_service {
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */
+    uint64_t tick_due_ns;       /* when it fires; 0: not armed */
+    uint8_t *read_buffer;       /* owned: KVD_READ_BUFFER_BYTES, used within one read callback */
     uint64_t server_id;         /* random, new at each start */
     uint64_t start_ns;
     uint32_t conn_count;
@@ -46,7 +48,11 @@ struct kvd_service {
     bool is_draining;       /* new requests are answered SHUTTING_DOWN */
 };
 
-/* Build everything but listeners on an io. Returns 0 or KVARN_E...; `service` is zeroed first. */
+/*
+ * Build everything but listeners on an io. Returns 0 or KVARN_E...; `service` is zeroed first.
+ * Tests may set KVARND_TEST_JITTER_US and KVARND_TEST_JITTER_SEED in the environment: completions
+ * of jobs are then delayed at random (server/workers.h).
+ */
 int kvd_service_init(struct kvd_service *service, const struct kvd_config *config,
     struct kvd_io *io) KVARN_MUST_CHECK;
 
@@ -55,6 +61,15 @@ int kvd_service_init(struct kvd_service *service, const struct kvd_config *confi
  * Accepts a half-built service.
  */
 void kvd_service_fini(struct kvd_service *service);
+
+/*
+ * See that the tick comes soon enough for what is in flight now: often while requests may run into
+ * a deadline, seldom while connections are open, never otherwise.
+ */
+void kvd_service_tick_arm(struct kvd_service *service);
+
+/* Set every gauge of metrics.def from its subsystem. For Stats. */
+void kvd_service_gauges_set(struct kvd_service *service);
 
 /* True when nothing is in flight: no request, no job. What a drain waits for. */
 bool kvd_service_is_idle(const struct kvd_service *service);

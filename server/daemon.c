@@ -1,0 +1,225 @@
+/*
+ * Daemon: listeners and signals around a service; its start and its end.
+ *
+ * Owner: main. Thread: loop only.
+ *
+ * Stopping: the first signal closes the listeners and answers new requests with SHUTTING_DOWN; when
+ * nothing is in flight, or drain_timeout has passed, connections close once their replies are sent;
+ * when none is left the loop stops. A second signal ends the process at once.
+ */
+#include "server/daemon.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "lib/base/assert.h"
+#include "server/conn.h"
+#include "server/log.h"
+#include "server/sd_notify.h"
+#include "server/service.h"
+
+/* How often a drain looks whether it is over. */
+#define DRAIN_POLL_MS 5
+
+/* Descriptors besides connections: listeners, loop, log, files of Stats, a reserve. */
+#define OTHER_FDS 64
+
+enum drain_phase {
+    DRAIN_NONE,
+    DRAIN_REQUESTS, /* what is in flight finishes */
+    DRAIN_FLUSH,    /* replies leave, connections close */
+    DRAIN_JOBS,     /* connections are closed, jobs come back */
+};
+
+struct kvd_daemon {
+    const struct kvd_config *config; /* borrowed */
+    struct kvd_io *io;               /* owned */
+    struct kvd_service service;
+    bool has_service;
+    struct kvd_listener *unix_listener; /* owned */
+    struct kvd_listener *tcp_listener;  /* owned */
+    struct kvd_timer *drain_timer;      /* owned */
+    enum drain_phase phase;
+    uint64_t phase_end_ns;
+};
+
+static uint64_t now_ns(const struct kvd_daemon *daemon)
+{
+    return daemon->io->ops->now_ns(daemon->io);
+}
+
+static void listeners_close(struct kvd_daemon *daemon)
+{
+    if (daemon->unix_listener != NULL) {
+        daemon->io->ops->listener_destroy(daemon->unix_listener);
+        daemon->unix_listener = NULL;
+    }
+    if (daemon->tcp_listener != NULL) {
+        daemon->io->ops->listener_destroy(daemon->tcp_listener);
+        daemon->tcp_listener = NULL;
+    }
+}
+
+static void phase_enter(struct kvd_daemon *daemon, enum drain_phase phase, uint64_t ms)
+{
+    daemon->phase = phase;
+    daemon->phase_end_ns = now_ns(daemon) + ms * 1000000;
+}
+
+static void drain_timer_cb(void *ctx)
+{
+    struct kvd_daemon *daemon = ctx;
+    struct kvd_service *service = &daemon->service;
+    bool is_late = now_ns(daemon) >= daemon->phase_end_ns;
+
+    if (daemon->phase == DRAIN_REQUESTS && (is_late || kvd_service_is_idle(service))) {
+        if (service->request_count > 0) {
+            kvd_log(KVD_LOG_WARN, "drain_timeout", "unanswered=%" PRIu32, service->request_count);
+            kvd_conn_close_all(service, false);
+        } else {
+            kvd_conn_close_all(service, true);
+        }
+        phase_enter(daemon, DRAIN_FLUSH, daemon->config->write_timeout);
+        return;
+    }
+    if (daemon->phase == DRAIN_FLUSH && (is_late || service->conn_count == 0)) {
+        kvd_conn_close_all(service, false);
+        phase_enter(daemon, DRAIN_JOBS, 0);
+        return;
+    }
+    /* Jobs that nobody waits for any more are short; they own memory that must be whole. */
+    if (daemon->phase == DRAIN_JOBS && service->conn_count == 0 && kvd_service_is_idle(service)) {
+        daemon->io->ops->stop(daemon->io);
+    }
+}
+
+static void signal_cb(void *ctx, int signum)
+{
+    struct kvd_daemon *daemon = ctx;
+
+    if (daemon->phase != DRAIN_NONE) {
+        kvd_log(KVD_LOG_WARN, "stopped_at_once", "signal=%d unanswered=%" PRIu32, signum,
+            daemon->service.request_count);
+        _exit(0); /* memory holds nothing that a restart could use; the socket's file is gone */
+    }
+    kvd_log(KVD_LOG_INFO, "draining", "signal=%d requests=%" PRIu32 " connections=%" PRIu32, signum,
+        daemon->service.request_count, daemon->service.conn_count);
+    kvd_sd_notify_stopping("finishing requests in flight");
+    listeners_close(daemon);
+    daemon->service.is_draining = true;
+    phase_enter(daemon, DRAIN_REQUESTS, daemon->config->drain_timeout);
+    daemon->io->ops->timer_start(daemon->drain_timer, DRAIN_POLL_MS, DRAIN_POLL_MS);
+}
+
+/* As many descriptors as the connections need, or as many as we may have. */
+static void descriptors_raise(const struct kvd_config *config)
+{
+    struct rlimit limit;
+    rlim_t wanted = (rlim_t)config->connections_max + OTHER_FDS;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) {
+        return;
+    }
+    limit.rlim_cur = wanted < limit.rlim_max ? wanted : limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < wanted) {
+        kvd_log(KVD_LOG_WARN, "few_descriptors",
+            "allowed=%llu wanted=%llu connections_max=%" PRIu64, (unsigned long long)limit.rlim_cur,
+            (unsigned long long)wanted, config->connections_max);
+    }
+}
+
+static int listeners_open(struct kvd_daemon *daemon)
+{
+    const struct kvd_config *config = daemon->config;
+    const struct kvd_io_ops *ops = daemon->io->ops;
+    int err = 0;
+
+    if (config->listen_unix[0] != '\0') {
+        err = ops->listen_unix(daemon->io, config->listen_unix, kvd_conn_accept, &daemon->service,
+            &daemon->unix_listener);
+    }
+    if (err == 0 && config->listen_tcp[0] != '\0') {
+        err = ops->listen_tcp(daemon->io, config->listen_tcp, kvd_conn_accept, &daemon->service,
+            &daemon->tcp_listener);
+    }
+    return err;
+}
+
+static int daemon_start(struct kvd_daemon *daemon)
+{
+    descriptors_raise(daemon->config);
+    daemon->io = kvd_io_uv_create();
+    if (daemon->io == NULL) {
+        return KVARN_ENOMEM;
+    }
+    int err = kvd_service_init(&daemon->service, daemon->config, daemon->io);
+    if (err != 0) {
+        return err;
+    }
+    daemon->has_service = true;
+    daemon->drain_timer = daemon->io->ops->timer_create(daemon->io, drain_timer_cb, daemon);
+    if (daemon->drain_timer == NULL) {
+        return KVARN_ENOMEM;
+    }
+    err = daemon->io->ops->signal_start(daemon->io, SIGTERM, signal_cb, daemon);
+    if (err == 0) {
+        err = daemon->io->ops->signal_start(daemon->io, SIGINT, signal_cb, daemon);
+    }
+    return err != 0 ? err : listeners_open(daemon);
+}
+
+static const char *address_of(const struct kvd_daemon *daemon, const struct kvd_listener *listener)
+{
+    return listener == NULL ? "" : daemon->io->ops->listener_address(listener);
+}
+
+/* The one line that scripts and the service manager wait for. */
+static void ready_say(const struct kvd_daemon *daemon)
+{
+    const char *unix_address = address_of(daemon, daemon->unix_listener);
+    const char *tcp_address = address_of(daemon, daemon->tcp_listener);
+    const char *gap = unix_address[0] != '\0' && tcp_address[0] != '\0' ? " " : "";
+    char status[320];
+
+    (void)printf("kvarnd ready %s%s%s\n", unix_address, gap, tcp_address);
+    (void)fflush(stdout);
+    (void)snprintf(status, sizeof(status), "serving on %s%s%s", unix_address, gap, tcp_address);
+    kvd_sd_notify_ready(status);
+    kvd_log(KVD_LOG_INFO, "ready", "unix=%s tcp=%s memory_limit=%" PRIu64 " workers=%" PRIu64,
+        unix_address, tcp_address, daemon->config->memory_limit, daemon->config->workers);
+}
+
+static void daemon_fini(struct kvd_daemon *daemon)
+{
+    if (daemon->io == NULL) {
+        return;
+    }
+    listeners_close(daemon);
+    daemon->io->ops->timer_destroy(daemon->drain_timer);
+    if (daemon->has_service) {
+        kvd_service_fini(&daemon->service);
+    }
+    daemon->io->ops->destroy(daemon->io);
+}
+
+int kvd_daemon_run(const struct kvd_config *config)
+{
+    struct kvd_daemon daemon = {.config = config};
+    int err = daemon_start(&daemon);
+
+    if (err == 0) {
+        ready_say(&daemon);
+        err = daemon.io->ops->run(daemon.io);
+        kvd_log(KVD_LOG_INFO, "stopped", "error=%s", kvarn_err_label(err));
+    } else {
+        kvd_log(KVD_LOG_ERROR, "start_failed", "error=%s", kvarn_err_text(err));
+    }
+    daemon_fini(&daemon);
+    return err == 0 ? 0 : 1;
+}

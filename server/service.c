@@ -1,0 +1,187 @@
+/*
+ * Service: builds and frees what handlers work with; its tick; its gauges.
+ *
+ * Owner: daemon. Thread: loop only.
+ */
+#include "server/service.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/base/assert.h"
+#include "server/conn.h"
+#include "server/conn_impl.h"
+
+#define NS_PER_MS 1000000
+
+/* Deadlines of requests are kept to within this, at a cost of 100 wake-ups a second under load. */
+#define TICK_BUSY_MS 10
+/* Deadlines of connections are seconds long. */
+#define TICK_OPEN_MS 250
+
+static void tick_cb(void *ctx)
+{
+    struct kvd_service *service = ctx;
+    uint64_t now_ns = service->io->ops->now_ns(service->io);
+    uint64_t *lag_us_max = &service->metrics.values[KVD_METRIC_loop_lag_us_max];
+
+    /* How late the tick is, is how long something else has held the loop. */
+    uint64_t lag_us = now_ns > service->tick_due_ns ? (now_ns - service->tick_due_ns) / 1000 : 0;
+    if (lag_us > *lag_us_max) {
+        *lag_us_max = lag_us;
+    }
+    service->tick_due_ns = 0;
+    kvd_conn_tick_all(service, now_ns);
+    kvd_service_tick_arm(service);
+}
+
+void kvd_service_tick_arm(struct kvd_service *service)
+{
+    const struct kvd_io_ops *ops = service->io->ops;
+    uint64_t ms = service->request_count > 0 ? TICK_BUSY_MS : TICK_OPEN_MS;
+
+    if (service->conn_count == 0) {
+        ops->timer_stop(service->tick);
+        service->tick_due_ns = 0;
+        return;
+    }
+    uint64_t due_ns = ops->now_ns(service->io) + ms * NS_PER_MS;
+    if (service->tick_due_ns == 0 || due_ns < service->tick_due_ns) {
+        service->tick_due_ns = due_ns;
+        ops->timer_start(service->tick, ms, 0);
+    }
+}
+
+static uint64_t env_number(const char *name)
+{
+    const char *text = getenv(name);
+
+    return text == NULL ? 0 : strtoull(text, NULL, 10);
+}
+
+static int workers_init(struct kvd_service *service)
+{
+    struct kvd_workers_options options = {.thread_count = (unsigned)service->config->workers,
+        .jitter_us_max = (unsigned)env_number("KVARND_TEST_JITTER_US"),
+        .jitter_seed = env_number("KVARND_TEST_JITTER_SEED")};
+
+    return kvd_workers_create(service->io, &options, &service->workers);
+}
+
+int kvd_service_init(
+    struct kvd_service *service, const struct kvd_config *config, struct kvd_io *io)
+{
+    memset(service, 0, sizeof(*service));
+    service->config = config;
+    service->io = io;
+    service->start_ns = io->ops->now_ns(io);
+    LIST_INIT(&service->conns);
+    kvd_budget_init(&service->budget, config->memory_limit);
+    kvd_shape_registry_init(&service->shapes);
+    int err = kvd_chunk_source_default_create(&service->chunk_source);
+    if (err != 0) {
+        goto fail;
+    }
+    kvd_page_store_init(&service->pages, &service->budget, service->chunk_source);
+    err = kvd_session_table_init(&service->sessions, service);
+    if (err == 0) {
+        err = io->ops->random(io, &service->server_id, sizeof(service->server_id));
+    }
+    if (err == 0) {
+        err = workers_init(service);
+    }
+    if (err != 0) {
+        goto fail;
+    }
+    service->read_buffer = malloc(KVD_READ_BUFFER_BYTES);
+    service->tick = io->ops->timer_create(io, tick_cb, service);
+    if (service->read_buffer == NULL || service->tick == NULL) {
+        err = KVARN_ENOMEM;
+        goto fail;
+    }
+    return 0;
+fail:
+    kvd_service_fini(service);
+    return err;
+}
+
+void kvd_service_fini(struct kvd_service *service)
+{
+    if (service->io == NULL) {
+        return;
+    }
+    KVARN_ASSERT(service->conn_count == 0 && service->request_count == 0);
+    service->io->ops->timer_destroy(service->tick);
+    kvd_workers_destroy(service->workers);
+    kvd_session_table_fini(&service->sessions);
+    if (service->chunk_source != NULL) {
+        kvd_page_store_fini(&service->pages);
+        service->chunk_source->destroy(service->chunk_source);
+    }
+    kvd_shape_registry_fini(&service->shapes);
+    free(service->read_buffer);
+    memset(service, 0, sizeof(*service));
+}
+
+bool kvd_service_is_idle(const struct kvd_service *service)
+{
+    return service->request_count == 0 && kvd_workers_backlog(service->workers) == 0;
+}
+
+/* Resident set of the process, measured by the kernel; 0 when it cannot be read. */
+static uint64_t resident_bytes(void)
+{
+    unsigned long pages_total;
+    unsigned long pages_resident = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+
+    if (file == NULL) {
+        return 0;
+    }
+    if (fscanf(file, "%lu %lu", &pages_total, &pages_resident) != 2) {
+        pages_resident = 0;
+    }
+    (void)fclose(file);
+    return (uint64_t)pages_resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void page_gauges_set(struct kvd_service *service)
+{
+    static const enum kvd_metric counts[KVD_PAGE_CLASS_COUNT] = {
+        [KVD_PAGE_TILES] = KVD_METRIC_pages_tiles,
+        [KVD_PAGE_SINK] = KVD_METRIC_pages_sink,
+        [KVD_PAGE_TAIL] = KVD_METRIC_pages_tail};
+    static const enum kvd_metric bytes[KVD_PAGE_CLASS_COUNT] = {
+        [KVD_PAGE_TILES] = KVD_METRIC_pages_tiles_bytes,
+        [KVD_PAGE_SINK] = KVD_METRIC_pages_sink_bytes,
+        [KVD_PAGE_TAIL] = KVD_METRIC_pages_tail_bytes};
+
+    for (unsigned i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
+        const struct kvd_page_class_stats *stats = &service->pages.classes[i];
+        kvd_metrics_set(&service->metrics, counts[i], stats->pages);
+        kvd_metrics_set(&service->metrics, bytes[i], stats->bytes);
+    }
+}
+
+void kvd_service_gauges_set(struct kvd_service *service)
+{
+    struct kvd_metrics *metrics = &service->metrics;
+    const struct kvd_budget *budget = &service->budget;
+    const uint64_t *kind_bytes = budget->kind_bytes;
+
+    page_gauges_set(service);
+    kvd_metrics_set(metrics, KVD_METRIC_connections_open, service->conn_count);
+    kvd_metrics_set(metrics, KVD_METRIC_requests_in_flight, service->request_count);
+    kvd_metrics_set(metrics, KVD_METRIC_sessions_open, service->sessions.count);
+    kvd_metrics_set(metrics, KVD_METRIC_shapes, service->shapes.count);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_limit_bytes, budget->limit_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_used_bytes, budget->used_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_chunk_bytes, kind_bytes[KVD_BUDGET_CHUNKS]);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_staging_bytes, kind_bytes[KVD_BUDGET_STAGING]);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_reply_bytes, kind_bytes[KVD_BUDGET_REPLIES]);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_session_bytes, kind_bytes[KVD_BUDGET_SESSIONS]);
+    kvd_metrics_set(metrics, KVD_METRIC_resident_bytes, resident_bytes());
+    kvd_metrics_set(metrics, KVD_METRIC_workers_backlog, kvd_workers_backlog(service->workers));
+}
