@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
@@ -43,7 +44,11 @@ struct kvd_append {
     struct kvd_service *service;
     struct kvd_session *session; /* ref */
     uint64_t epoch;
-    uint64_t hash;
+    uint64_t hash;            /* of payload and meaning; of the meaning alone while unhashed */
+    const uint8_t *unhashed;  /* borrowed: payload that the first job hashes; NULL: it is done */
+    size_t unhashed_bytes;
+    bool is_batched;
+    bool is_probing; /* layers pending only to learn whether this is a retry */
     uint64_t deadline_ns;
     void *ctx;
     void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
@@ -185,13 +190,107 @@ static void append_conclude(struct kvd_append *append)
     append_commit(append);
 }
 
+/* Is this the last append of each of its layers, sent again, but for the hash? (SEMANTICS.md 9) */
+static bool append_may_repeat(const struct kvd_append *append)
+{
+    for (uint32_t i = 0; i < append->layer_count; i++) {
+        const struct append_layer *al = &append->layers[i];
+        const struct kvd_layer *ly = &append->session->layers[al->layer];
+        if (ly->last_count != al->token_count || ly->last_start != al->start ||
+            ly->length != al->start + al->token_count) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The same with the hash, which is known. */
+static bool append_is_repeat(const struct kvd_append *append)
+{
+    KVARN_ASSERT(append->unhashed == NULL);
+    for (uint32_t i = 0; i < append->layer_count; i++) {
+        if (append->session->layers[append->layers[i].layer].last_hash != append->hash) {
+            return false;
+        }
+    }
+    return append_may_repeat(append);
+}
+
+static int append_check(struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_session *session = append->session;
+    int err = kvd_session_check_epoch(session, append->epoch, why);
+
+    if (err != 0) {
+        return err;
+    }
+    for (uint32_t i = 0; i < append->layer_count; i++) {
+        const struct append_layer *al = &append->layers[i];
+        const struct kvd_layer *ly = &session->layers[al->layer];
+        if (ly->length != al->start) {
+            why->session = session;
+            why->layer_first = append->op.layer_first;
+            why->layer_count = append->op.layer_count;
+            return kvd_fail(why, KVARN_ECONFLICT,
+                "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
+                ly->length, al->start);
+        }
+    }
+    return 0;
+}
+
+/* Stored before: what follows an append is done again (SEMANTICS.md 9). */
+static void append_finish_repeat(struct kvd_append *append)
+{
+    const struct kvd_session *session = append->session;
+    struct kvd_failure none = {0};
+
+    if (append->committed_cb != NULL) {
+        append->committed_cb(
+            append->ctx, session->layers[append->layers[0].layer].sealed_blocks);
+    }
+    append_finish(append, &none, true);
+}
+
+/* The payload is hashed: it was a retry, or it is in conflict. */
+static void append_probe_conclude(struct kvd_append *append)
+{
+    struct kvd_session *session = kvd_session_ref(append->session);
+    struct kvd_failure why = {0};
+
+    for (uint32_t i = 0; i < append->layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->layers[i].layer];
+        KVARN_ASSERT(ly->pending > 0);
+        ly->pending--;
+    }
+    if (append_check(append, &why) == KVARN_ECONFLICT && append_is_repeat(append)) {
+        append_finish_repeat(append);
+    } else {
+        append_finish(append, &why, false);
+    }
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+/* The hash that the session keeps: of what gives the payload its meaning, and of the payload. */
+static uint64_t hash_join(uint64_t meaning, uint64_t payload_hash)
+{
+    return XXH3_64bits_withSeed(&payload_hash, sizeof(payload_hash), meaning);
+}
+
 static void append_job_run(struct kvd_job *job, void *scratch)
 {
     struct append_job *aj = (struct append_job *)job;
+    struct kvd_append *append = aj->append;
     (void)scratch;
 
+    if (aj == append->jobs && append->unhashed != NULL) {
+        uint64_t payload_hash = XXH3_64bits(append->unhashed, append->unhashed_bytes);
+        append->hash = hash_join(append->hash, payload_hash);
+        append->unhashed = NULL;
+    }
     for (uint32_t i = aj->unit_first; i < aj->unit_last && aj->fault.err == 0; i++) {
-        kvd_append_unit_run(&aj->append->units[i], &aj->fault);
+        kvd_append_unit_run(&append->units[i], &aj->fault);
     }
 }
 
@@ -201,7 +300,9 @@ static void append_job_done(struct kvd_job *job)
 
     KVARN_ASSERT(append->jobs_left > 0);
     append->jobs_left--;
-    if (append->jobs_left == 0) {
+    if (append->jobs_left == 0 && append->is_probing) {
+        append_probe_conclude(append);
+    } else if (append->jobs_left == 0) {
         append_conclude(append);
     }
 }
@@ -232,10 +333,11 @@ static void append_run(struct kvd_append *append)
     for (uint32_t i = 0; i < append->unit_count; i++) {
         bytes += append->units[i].src_bytes;
     }
-    append_cut(append, bytes <= INLINE_BYTES_MAX ? SIZE_MAX : JOB_BYTES_MIN);
+    bool is_inline = bytes <= INLINE_BYTES_MAX && !append->is_batched;
+    append_cut(append, is_inline ? SIZE_MAX : JOB_BYTES_MIN);
     append->jobs_left = append->job_count;
     append->is_running = true;
-    if (bytes <= INLINE_BYTES_MAX) {
+    if (is_inline) {
         append_job_run(&append->jobs[0].job, NULL);
         append_conclude(append);
         return;
@@ -243,43 +345,6 @@ static void append_run(struct kvd_append *append)
     for (uint32_t i = 0; i < append->job_count; i++) {
         kvd_workers_submit(append->service->workers, &append->jobs[i].job);
     }
-}
-
-/* Is this the last append of each of its layers, sent again? (SEMANTICS.md 9) */
-static bool append_is_repeat(const struct kvd_append *append)
-{
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
-        const struct kvd_layer *ly = &append->session->layers[al->layer];
-        if (ly->last_count != al->token_count || ly->last_start != al->start ||
-            ly->last_hash != append->hash || ly->length != al->start + al->token_count) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static int append_check(struct kvd_append *append, struct kvd_failure *why)
-{
-    struct kvd_session *session = append->session;
-    int err = kvd_session_check_epoch(session, append->epoch, why);
-
-    if (err != 0) {
-        return err;
-    }
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
-        const struct kvd_layer *ly = &session->layers[al->layer];
-        if (ly->length != al->start) {
-            why->session = session;
-            why->layer_first = append->op.layer_first;
-            why->layer_count = append->op.layer_count;
-            return kvd_fail(why, KVARN_ECONFLICT,
-                "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
-                ly->length, al->start);
-        }
-    }
-    return 0;
 }
 
 /* Reserve blocks and give every unit its page. On failure nothing has changed but spare blocks. */
@@ -308,6 +373,22 @@ static int append_place(struct kvd_append *append, struct kvd_failure *why)
     return 0;
 }
 
+/* It may be a retry: hash the payload on a worker while nobody else changes the layers. */
+static void append_probe(struct kvd_append *append)
+{
+    struct append_job *aj = &append->jobs[0];
+
+    for (uint32_t i = 0; i < append->layer_count; i++) {
+        append->session->layers[append->layers[i].layer].pending++;
+    }
+    *aj = (struct append_job){.append = append}; /* no units: the hash alone */
+    aj->job.run = append_job_run;
+    aj->job.done = append_job_done;
+    append->is_probing = true;
+    append->jobs_left = 1;
+    kvd_workers_submit(append->service->workers, &aj->job);
+}
+
 static void append_admit_cb(struct kvd_session_op *op)
 {
     struct kvd_append *append = (struct kvd_append *)op;
@@ -315,14 +396,15 @@ static void append_admit_cb(struct kvd_session_op *op)
     struct kvd_failure why = {0};
 
     int err = append_check(append, &why);
-    if (err == KVARN_ECONFLICT && append_is_repeat(append)) {
-        why = (struct kvd_failure){0};
-        if (append->committed_cb != NULL) {
-            append->committed_cb(
-                append->ctx, session->layers[append->layers[0].layer].sealed_blocks);
+    if (err == KVARN_ECONFLICT && append_may_repeat(append)) {
+        if (append->unhashed != NULL) {
+            append_probe(append);
+            return;
         }
-        append_finish(append, &why, true);
-        return;
+        if (append_is_repeat(append)) {
+            append_finish_repeat(append);
+            return;
+        }
     }
     if (err == 0) {
         err = append_place(append, &why);
@@ -377,6 +459,14 @@ uint64_t kvd_append_payload_bytes(const struct kvd_shape *shape, uint32_t layer_
     return values * token_count * kvarn_dtype_bytes(dtype);
 }
 
+/* What gives the numbers of a payload their meaning; start and count are kept beside it. */
+static uint64_t rows_meaning(const struct kvd_append_args *args)
+{
+    uint8_t words[] = {0, (uint8_t)args->dtype, args->is_token_major, args->is_rotated};
+
+    return XXH3_64bits(words, sizeof(words));
+}
+
 int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *args,
     struct kvd_append **ret)
 {
@@ -390,7 +480,15 @@ int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *
         return KVARN_ENOMEM;
     }
     append->epoch = args->epoch;
-    append->hash = args->payload_hash;
+    append->hash = rows_meaning(args);
+    append->is_batched = args->is_batched;
+    if (args->is_batched) {
+        append->unhashed = args->payload;
+        append->unhashed_bytes = (size_t)kvd_append_payload_bytes(
+            shape, args->layer_first, args->layer_count, args->token_count, args->dtype);
+    } else {
+        append->hash = hash_join(append->hash, args->payload_hash);
+    }
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->committed_cb = args->committed_cb;
@@ -472,6 +570,19 @@ static void append_add_run(
     append->unit_count += kvd_append_units_from_rows(units, shape, &rows);
 }
 
+/* As rows_meaning(): where each form begins. The seed sets them apart from rows. */
+static uint64_t runs_meaning(const struct kvd_append_tiles_args *args)
+{
+    uint64_t hash = 1;
+
+    for (uint32_t i = 0; i < args->run_count; i++) {
+        const struct kvd_append_run *run = &args->runs[i];
+        uint64_t words[] = {run->layer, run->first_token, run->token_count, run->is_records};
+        hash = XXH3_64bits_withSeed(words, sizeof(words), hash);
+    }
+    return hash;
+}
+
 int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_tiles_args *args)
 {
     const struct kvd_shape *shape = args->session->shape;
@@ -486,7 +597,7 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
         return KVARN_ENOMEM;
     }
     append->epoch = args->epoch;
-    append->hash = args->payload_hash;
+    append->hash = hash_join(runs_meaning(args), args->payload_hash);
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->done_cb = args->done_cb;

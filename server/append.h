@@ -6,6 +6,9 @@
  * Life (SEMANTICS.md 8): wait for the turn -> check epoch and lengths, reserve pages -> rotate from
  * staging into rows above the length (small ones on the loop, large ones as jobs) -> commit in one
  * step. Nothing is visible before the commit, and a refused or late append leaves no trace.
+ *
+ * A retry is recognised by the payload's hash and by what gives the payload its meaning: numbers,
+ * layout, frame and runs are folded in here.
  */
 #ifndef KVD_APPEND_H
 #define KVD_APPEND_H
@@ -25,8 +28,13 @@ struct kvd_append_args {
     enum kvarn_dtype dtype;
     bool is_token_major;
     bool is_rotated;
+    /*
+     * Others begin in the same turn, with more payload together than the loop may rotate
+     * (SEMANTICS.md 18): a worker rotates this one however small it is, and hashes it too.
+     */
+    bool is_batched;
     const void *payload;   /* borrowed until done_cb */
-    uint64_t payload_hash; /* XXH3-64 of the payload and of what gives it meaning */
+    uint64_t payload_hash; /* XXH3-64 of the payload; is_batched: not looked at */
     uint64_t deadline_ns;  /* 0: none */
     void *ctx;
     /*
@@ -78,8 +86,8 @@ struct kvd_append_tiles_args {
     const struct kvd_append_run
         *runs; /* borrowed until done_cb; by layer, then ascending, no gaps */
     uint32_t run_count;
-    const void *payload; /* borrowed until done_cb */
-    uint64_t payload_hash;
+    const void *payload;   /* borrowed until done_cb */
+    uint64_t payload_hash; /* XXH3-64 of the payload */
     uint64_t deadline_ns;
     void *ctx;
     void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);

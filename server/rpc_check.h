@@ -1,0 +1,36 @@
+/*
+ * What several calls check in a message before they use it (SEMANTICS.md; lib/base/limits.h).
+ *
+ * Thread: loop only. Enums of a message are whatever number the peer sent: every one is checked.
+ * All return 0, or an error with words in `why` that name what was expected and got.
+ */
+#ifndef KVD_RPC_CHECK_H
+#define KVD_RPC_CHECK_H
+
+#include <stdint.h>
+
+#include "server/failure.h"
+#include "server/shape.h"
+
+/* Layers [first, first + count) are at least one and within the shape. */
+int kvd_rpc_check_layers(const struct kvd_shape *shape, uint32_t first, uint32_t count,
+    struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* At least one token, and none beyond the longest session there may be. */
+int kvd_rpc_check_tokens(uint64_t start, uint64_t count, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Number type and layout of K and V. */
+int kvd_rpc_check_numbers(
+    Kvarnd__DType dtype, Kvarnd__Layout layout, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * A session's name: 1 to KVARN_SESSION_NAME_MAX bytes of UTF-8 without control bytes, since lists
+ * show it to everybody.
+ */
+int kvd_rpc_check_name(const char *name, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Text of a message that goes out again in replies must be UTF-8, as the wire's strings are. */
+int kvd_rpc_check_text(
+    const char *text, const char *what, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+#endif
