@@ -6,6 +6,7 @@
 
 #include "client/cli/ctl.h"
 #include "client/cli/npy.h"
+#include "client/cli/spans.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 
@@ -126,20 +127,6 @@ static int session_open(struct ctl *ctl, struct append *a)
     return CTL_OK;
 }
 
-/* Tokens [first, first + count) of each head of an array. */
-static void spans_fill(
-    struct kvarn_span *spans, const struct npy_array *array, uint64_t first, uint64_t count)
-{
-    uint64_t row_bytes = array->shape[2] * npy_type_bytes(array->type);
-    const uint8_t *data = array->data;
-
-    KVARN_ASSERT(first + count <= array->shape[1]);
-    for (uint64_t head = 0; head < array->shape[0]; head++) {
-        spans[head].data = data + (head * array->shape[1] + first) * row_bytes;
-        spans[head].bytes = (size_t)(count * row_bytes);
-    }
-}
-
 static uint64_t request_tokens(const struct ctl *ctl, const struct append *a)
 {
     const struct kvarn_hello_result *server = kvarn_client_server(ctl->client);
@@ -173,8 +160,8 @@ static int requests_send(struct ctl *ctl, struct append *a)
         };
         int err;
 
-        spans_fill(a->spans, &a->k, done, count);
-        spans_fill(a->spans + a->heads, &a->v, done, count);
+        (void)spans_of_tokens(a->spans, &a->k, done, count);
+        (void)spans_of_tokens(a->spans + a->heads, &a->v, done, count);
         err = kvarn_client_append(ctl->client, &args, &a->result);
         if (has_progress)
             fprintf(stderr, "\r%" PRIu64 " of %" PRIu64 " tokens%s", done + count, a->tokens,

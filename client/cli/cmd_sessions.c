@@ -2,27 +2,18 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "client/cli/ctl.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 
-static uint64_t now_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 int cmd_ping(struct ctl *ctl)
 {
     const struct kvarn_hello_result *server = kvarn_client_server(ctl->client);
     struct kvarn_ping_result result;
-    uint64_t begin_us = now_us();
+    uint64_t begin_us = ctl_now_us();
     int err = kvarn_client_ping(ctl->client, &result);
-    uint64_t took_us = now_us() - begin_us;
+    uint64_t took_us = ctl_now_us() - begin_us;
 
     if (err != 0)
         return ctl_refused(ctl, err);

@@ -84,6 +84,18 @@ static const struct option_row size_rows[] = {
     {"tokens", OPTION_UINT, "N", NULL, "tokens of a session; default: 1k, 4k and 32k", 0, false},
 };
 
+static const struct option_row evaluate_rows[] = {
+    {"preset", OPTION_TEXT, "PRESET", "k2v2", "bits of K and V: k2v2, k4v2 or k4v4", 0, false},
+    {"group", OPTION_UINT, "G", "128", "tokens of a block: 128 or 64", 0, false},
+    {"sink-tokens", OPTION_UINT, "N", NULL, "first tokens kept in fp16; default: one group", 0,
+        false},
+    {"encoder", OPTION_TEXT, "ENCODER", NULL, "reference or refined; default: the preset's", 0,
+        false},
+    {"seal-lag", OPTION_UINT, "N", "0", "newest tokens kept in fp16", 0, false},
+    {"keep-session", OPTION_FLAG, NULL, NULL, "leave the session \"evaluate\" in the daemon", 0,
+        false},
+};
+
 #define TILE_SHAPE_ROWS                                                                         \
     {"preset", OPTION_TEXT, "PRESET", "k2v2", "bits of K and V: k2v2, k4v2 or k4v4", 0, false}, \
     {                                                                                           \
@@ -131,6 +143,9 @@ const struct ctl_command ctl_commands[] = {
     {"drop", "SESSION", "Drop a session", NULL, 0, 1, false, cmd_drop},
     {"top", NULL, "Show what the server does, each second; q ends it", top_rows, COUNT(top_rows), 0,
         false, cmd_top},
+    {"evaluate", "DIR",
+        "Measure bytes, errors and speed on recorded tensors: layerNN_k.npy, _v, _q in DIR",
+        evaluate_rows, COUNT(evaluate_rows), 1, false, cmd_evaluate},
     {"size", NULL, "Compute the bytes that sessions of a model need", size_rows, COUNT(size_rows),
         0, true, cmd_size},
     {"tile encode", NULL, "Quantise one tile to a record", tile_encode_rows,

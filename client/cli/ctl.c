@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kvarn/version.h"
 #include "lib/base/assert.h"
@@ -112,6 +113,14 @@ const char *ctl_bytes_text(uint64_t bytes, char to[CTL_BYTES_TEXT_MAX])
     }
     snprintf(to, CTL_BYTES_TEXT_MAX, unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
     return to;
+}
+
+uint64_t ctl_now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 static void usage_print(FILE *out)

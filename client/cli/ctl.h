@@ -67,10 +67,14 @@ const char *ctl_encoder_name(enum kvarn_encoder encoder);
 #define CTL_BYTES_TEXT_MAX 32
 const char *ctl_bytes_text(uint64_t bytes, char to[CTL_BYTES_TEXT_MAX]);
 
+/* A clock that only goes forward, in microseconds. */
+uint64_t ctl_now_us(void);
+
 /* Commands, by file. */
 int cmd_append(struct ctl *ctl);
 int cmd_attend(struct ctl *ctl);
 int cmd_drop(struct ctl *ctl);
+int cmd_evaluate(struct ctl *ctl);
 int cmd_inspect(struct ctl *ctl);
 int cmd_ping(struct ctl *ctl);
 int cmd_read(struct ctl *ctl);
