@@ -43,7 +43,7 @@ packages_as_root()
 packages_need()
 {
     if ! command -v dpkg-query >/dev/null 2>&1; then
-        echo "packages: no dpkg here; these Debian packages (or your system's like) are needed:" "$@"
+        echo "packages: no dpkg here; needed are, by Debian's names:" "$@"
         return 0
     fi
     packages_lack=$(packages_missing "$@")

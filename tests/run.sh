@@ -93,8 +93,8 @@ echo "run.sh: tests: $(($(date +%s) - began)) s"
     exit 1
 }
 
-# count PATTERN: the lines of the report that match; what tests print has its < escaped there. A test
-# whose program is missing did "not run" and is a failure here; one that skips itself is not.
+# count PATTERN: the lines of the report that match; what tests print has its < escaped there. A
+# test whose program is missing did "not run" and is a failure here; one that skips itself is not.
 count()
 {
     grep -c "^[[:space:]]*<$1" "$junit" || true
