@@ -32,9 +32,19 @@ static double dot(const float *a, const float *b, uint32_t count)
     return sum;
 }
 
-static void row_attend(const struct exact_in *in, const float *q, const float *k, const float *v,
-    uint64_t seen, double *out, double *lse, double *logits)
+/* What the rows of a query head read. */
+struct head {
+    const float *k, *v; /* borrowed; of its KV head */
+    double *logits;     /* borrowed; work space of `tokens` values */
+};
+
+/* One query row over the first `seen` tokens. */
+static void row_attend(const struct exact_in *in, const struct head *head, const float *q,
+    uint64_t seen, double *out, double *lse)
 {
+    const float *k = head->k;
+    const float *v = head->v;
+    double *logits = head->logits;
     double max = -INFINITY;
     double sum = 0.0;
 
@@ -62,13 +72,16 @@ void exact_attend_head(
 {
     KVARN_ASSERT(in->kv_heads > 0 && in->q_heads % in->kv_heads == 0 && q_head < in->q_heads);
     KVARN_ASSERT(in->position + in->query_tokens <= in->tokens);
-    uint32_t head = q_head / (in->q_heads / in->kv_heads);
+    uint32_t kv_head = q_head / (in->q_heads / in->kv_heads);
     const float *q = in->q + q_head * in->query_tokens * in->k_dim;
-    const float *k = in->k + head * in->tokens * in->k_dim;
-    const float *v = in->v + head * in->tokens * in->v_dim;
+    const struct head head = {
+        .k = in->k + kv_head * in->tokens * in->k_dim,
+        .v = in->v + kv_head * in->tokens * in->v_dim,
+        .logits = logits,
+    };
 
     for (uint64_t row = 0; row < in->query_tokens; row++) {
-        row_attend(in, q + row * in->k_dim, k, v, in->position + row + 1, out + row * in->v_dim,
-            lse + row, logits);
+        row_attend(in, &head, q + row * in->k_dim, in->position + row + 1, out + row * in->v_dim,
+            lse + row);
     }
 }
