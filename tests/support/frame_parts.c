@@ -189,7 +189,7 @@ static void print_scalar(FILE *out, const ProtobufCFieldDescriptor *field, const
         print_bytes(out, at);
         return;
     default:
-        KVARN_ASSERT(!"a field kind that kvarnd.proto did not have");
+        KVARN_ASSERT(false); /* a kind of field that kvarnd.proto did not have */
     }
 }
 
@@ -207,28 +207,34 @@ static size_t element_bytes(const ProtobufCFieldDescriptor *field)
     }
 }
 
+static bool is_there(const uint8_t *base, const ProtobufCFieldDescriptor *field)
+{
+    if (field->type == PROTOBUF_C_TYPE_STRING || field->type == PROTOBUF_C_TYPE_MESSAGE) {
+        const void *pointer;
+
+        memcpy(&pointer, base + field->offset, sizeof(const void *));
+        return pointer != NULL;
+    }
+    protobuf_c_boolean has;
+    memcpy(&has, base + field->quantifier_offset, sizeof has);
+    return has != 0;
+}
+
 /* Where the field's values lie, and how many there are. */
 static const uint8_t *field_values(
     const ProtobufCMessage *message, const ProtobufCFieldDescriptor *field, size_t *ret_count)
 {
     const uint8_t *base = (const uint8_t *)message;
-    const uint8_t *member = base + field->offset;
+    const uint8_t *values = base + field->offset;
 
     *ret_count = 1;
     if (field->label == PROTOBUF_C_LABEL_REPEATED) {
         memcpy(ret_count, base + field->quantifier_offset, sizeof *ret_count);
-        memcpy(&member, member, sizeof member);
+        memcpy(&values, base + field->offset, sizeof(const uint8_t *));
     } else if (field->label == PROTOBUF_C_LABEL_OPTIONAL) {
-        const bool is_pointer =
-            field->type == PROTOBUF_C_TYPE_STRING || field->type == PROTOBUF_C_TYPE_MESSAGE;
-        const void *pointer;
-        protobuf_c_boolean has;
-
-        memcpy(&pointer, member, sizeof pointer);
-        memcpy(&has, base + field->quantifier_offset, sizeof has);
-        *ret_count = is_pointer ? pointer != NULL : has != 0;
+        *ret_count = is_there(base, field);
     }
-    return member;
+    return values;
 }
 
 static void message_print(FILE *out, const ProtobufCMessage *message, int depth)
