@@ -119,3 +119,23 @@ int kvd_rpc_check_name(const char *name, struct kvd_failure *why)
     }
     return kvd_rpc_check_text(name, "name", why);
 }
+
+struct kvd_session *kvd_rpc_find_session(const struct kvd_request *request, bool has_handle,
+    uint64_t handle, const char *name, struct kvd_failure *why)
+{
+    struct kvd_session_table *table = &request->service->sessions;
+
+    if (has_handle == (name != NULL)) {
+        kvd_fail(why, KVARN_EINVALID, "give either a handle or a name, got %s",
+            has_handle ? "both" : "neither");
+        return NULL;
+    }
+    if (has_handle) {
+        return kvd_request_session(request, handle, why);
+    }
+    struct kvd_session *session = kvd_session_table_find(table, KVD_TENANT_DEFAULT, name);
+    if (session == NULL) {
+        kvd_fail(why, KVARN_ENOT_FOUND, "no session has this name");
+    }
+    return session;
+}

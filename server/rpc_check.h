@@ -2,15 +2,14 @@
  * What several calls check in a message before they use it (SEMANTICS.md; lib/base/limits.h).
  *
  * Thread: loop only. Enums of a message are whatever number the peer sent: every one is checked.
- * All return 0, or an error with words in `why` that name what was expected and got.
+ * All checks return 0, or an error with words in `why` that name what was expected and got.
  */
 #ifndef KVD_RPC_CHECK_H
 #define KVD_RPC_CHECK_H
 
 #include <stdint.h>
 
-#include "server/failure.h"
-#include "server/shape.h"
+#include "server/request.h"
 
 /* Layers [first, first + count) are at least one and within the shape. */
 int kvd_rpc_check_layers(const struct kvd_shape *shape, uint32_t first, uint32_t count,
@@ -32,5 +31,12 @@ int kvd_rpc_check_name(const char *name, struct kvd_failure *why) KVARN_MUST_CHE
 /* Text of a message that goes out again in replies must be UTF-8, as the wire's strings are. */
 int kvd_rpc_check_text(
     const char *text, const char *what, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * The session that a call names by exactly one of handle (if `has_handle`) and name (if not NULL).
+ * NULL: `why` says INVALID or NOT_FOUND.
+ */
+struct kvd_session *kvd_rpc_find_session(const struct kvd_request *request, bool has_handle,
+    uint64_t handle, const char *name, struct kvd_failure *why);
 
 #endif
