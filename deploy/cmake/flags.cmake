@@ -19,7 +19,10 @@ if(KVARND_SANITIZE)
     endif()
 else()
     target_compile_options(kvarn_flags INTERFACE -fstack-protector-strong)
-    target_compile_definitions(kvarn_flags INTERFACE $<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
+    # Undefined first: some distributions define it by themselves, to another level. An -O0 build
+    # has none.
+    target_compile_options(kvarn_flags INTERFACE
+        "$<$<NOT:$<CONFIG:Debug>>:SHELL:-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2>")
     target_link_options(kvarn_flags INTERFACE -Wl,-z,relro,-z,now)
 endif()
 if(KVARND_FUZZ)
