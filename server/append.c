@@ -1,20 +1,17 @@
 /*
  * Storing tokens: the life of an append, from its turn to its commit.
  *
- * Owner: the request that appends. Thread: loop; append_job_run() on a worker, which reads staging and
- * writes rows above the length, or tile pages not yet sealed: memory that no reader looks at.
+ * Owner: the request that appends. Thread: loop; append_job_run() on a worker, which reads staging
+ * and writes rows above the length, or tile pages not yet sealed: memory that no reader looks at.
  */
 #include "server/append.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 #include <xxhash.h>
 
 #include "lib/base/assert.h"
-#include "lib/base/limits.h"
-#include "server/append_unit.h"
-#include "server/seal.h"
+#include "server/append_plan.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -23,14 +20,6 @@
 
 /* Payload per job: large enough that the 50 us of a wake-up do not count. */
 #define JOB_BYTES_MIN (256 * 1024)
-
-/* One layer's part of an append. */
-struct append_layer {
-    uint32_t layer;
-    uint32_t token_count;
-    uint64_t start;
-    uint32_t records_end; /* blocks below it come as records; 0: none do */
-};
 
 struct append_job {
     struct kvd_job job; /* first: the worker's handle */
@@ -44,8 +33,8 @@ struct kvd_append {
     struct kvd_service *service;
     struct kvd_session *session; /* ref */
     uint64_t epoch;
-    uint64_t hash;            /* of payload and meaning; of the meaning alone while unhashed */
-    const uint8_t *unhashed;  /* borrowed: payload that the first job hashes; NULL: it is done */
+    uint64_t hash;           /* of payload and meaning; of the meaning alone while unhashed */
+    const uint8_t *unhashed; /* borrowed: payload that the first job hashes; NULL: it is done */
     size_t unhashed_bytes;
     bool is_batched;
     bool is_probing; /* layers pending only to learn whether this is a retry */
@@ -53,27 +42,28 @@ struct kvd_append {
     void *ctx;
     void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
     void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
-    bool is_running; /* admitted, layers pending */
     int cancel_err;
-    uint32_t layer_count;
-    uint32_t unit_count;
+    size_t charged_bytes;
+    struct kvd_append_plan plan;
+    struct kvd_seal_list seals; /* owned: for what the commit makes due */
+    struct append_job *jobs;    /* within this allocation */
+    uint32_t job_room;
     uint32_t job_count;
     uint32_t jobs_left;
-    struct append_layer *layers;     /* owned */
-    struct kvd_append_unit *units;   /* owned */
-    struct append_job *jobs;         /* owned */
 };
 
 static void append_destroy(struct kvd_append *append)
 {
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        kvd_page_unref(&append->service->pages, append->units[i].copied);
+    struct kvd_service *service = append->service;
+    size_t charged_bytes = append->charged_bytes;
+
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        kvd_page_unref(&service->pages, append->plan.units[i].copied);
     }
+    kvd_seal_list_fini(&append->seals);
     kvd_session_unref(append->session);
-    free(append->layers);
-    free(append->units);
-    free(append->jobs);
     free(append);
+    kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, charged_bytes);
 }
 
 /* Tell the owner and free. */
@@ -83,11 +73,11 @@ static void append_finish(struct kvd_append *append, const struct kvd_failure *w
     append_destroy(append);
 }
 
-/* Nothing was stored: where shared rows were to be copied on write, the old page comes back. */
+/* Nothing was stored: the block table becomes what it was before append_place(). */
 static void append_unplace(struct kvd_append *append)
 {
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        kvd_append_unit_unplace(&append->units[i], append->session);
+    for (uint32_t i = append->plan.unit_count; i > 0; i--) {
+        kvd_append_unit_unplace(&append->plan.units[i - 1], append->session);
     }
     kvd_session_trim(append->session);
 }
@@ -97,8 +87,8 @@ static void append_abort(struct kvd_append *append, const struct kvd_failure *wh
 {
     struct kvd_session *session = append->session;
 
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->layers[i].layer];
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
         ly->pending_length = ly->length;
         ly->pending--;
     }
@@ -109,53 +99,55 @@ static void append_abort(struct kvd_append *append, const struct kvd_failure *wh
     kvd_session_unref(session);
 }
 
-static void layer_commit(struct kvd_append *append, const struct append_layer *al)
+static void layer_commit(struct kvd_append *append, const struct kvd_append_layer *al)
 {
     struct kvd_session *session = append->session;
     struct kvd_layer *ly = &session->layers[al->layer];
-    uint32_t first_block = (uint32_t)(al->start / session->shape->group);
 
-    for (uint32_t b = first_block; b < al->records_end; b++) {
-        if (b >= kvd_session_sink_blocks(session)) {
-            kvd_session_drop_rows(session, al->layer, b);
-            session->pages_by_encoder[KVARN_ENCODER_DEFAULT]++;
-        }
-    }
-    if (al->records_end > ly->sealed_blocks) {
-        ly->sealed_blocks = al->records_end;
+    for (uint32_t b = al->records.first; b < al->records.last; b++) {
+        kvd_session_drop_rows(session, al->layer, b);
+        session->pages_by_encoder[KVARN_ENCODER_DEFAULT]++;
     }
     KVARN_ASSERT(ly->pending > 0);
     ly->pending--;
-    kvd_seal_due(session, al->layer);
+    kvd_seal_due(session, al->layer, al->records, &append->seals);
 }
 
-/* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
-static void append_commit(struct kvd_append *append)
+static void lengths_commit(struct kvd_append *append)
 {
     struct kvd_session *session = append->session;
-    uint32_t sealed_before = session->layers[append->layers[0].layer].sealed_blocks;
-    struct kvd_failure none = {0};
+    struct kvd_metrics *metrics = &append->service->metrics;
 
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
         struct kvd_layer *ly = &session->layers[al->layer];
         ly->length = al->start + al->token_count;
         KVARN_ASSERT(ly->length == ly->pending_length);
         ly->last_start = al->start;
         ly->last_count = al->token_count;
         ly->last_hash = append->hash;
-        kvd_metrics_add(
-            &append->service->metrics, KVD_METRIC_tokens_appended, al->token_count);
+        kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
     session->touched_ns = append->service->io->ops->now_ns(append->service->io);
+}
+
+/* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
+static void append_commit(struct kvd_append *append)
+{
+    struct kvd_session *session = append->session;
+    uint32_t sealed_before = session->layers[append->plan.layers[0].layer].sealed_blocks;
+    struct kvd_failure none = {0};
+
+    KVARN_ASSERT(append->unhashed == NULL);
+    lengths_commit(append);
     if (append->committed_cb != NULL) {
         append->committed_cb(append->ctx, sealed_before);
     }
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        kvd_append_unit_commit(&append->units[i], session);
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        kvd_append_unit_commit(&append->plan.units[i], session);
     }
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        layer_commit(append, &append->layers[i]);
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        layer_commit(append, &append->plan.layers[i]);
     }
     kvd_session_ref(session);
     append_finish(append, &none, false);
@@ -193,8 +185,8 @@ static void append_conclude(struct kvd_append *append)
 /* Is this the last append of each of its layers, sent again, but for the hash? (SEMANTICS.md 9) */
 static bool append_may_repeat(const struct kvd_append *append)
 {
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
         const struct kvd_layer *ly = &append->session->layers[al->layer];
         if (ly->last_count != al->token_count || ly->last_start != al->start ||
             ly->length != al->start + al->token_count) {
@@ -208,8 +200,8 @@ static bool append_may_repeat(const struct kvd_append *append)
 static bool append_is_repeat(const struct kvd_append *append)
 {
     KVARN_ASSERT(append->unhashed == NULL);
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        if (append->session->layers[append->layers[i].layer].last_hash != append->hash) {
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        if (append->session->layers[append->plan.layers[i].layer].last_hash != append->hash) {
             return false;
         }
     }
@@ -224,8 +216,8 @@ static int append_check(struct kvd_append *append, struct kvd_failure *why)
     if (err != 0) {
         return err;
     }
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
         const struct kvd_layer *ly = &session->layers[al->layer];
         if (ly->length != al->start) {
             why->session = session;
@@ -247,7 +239,7 @@ static void append_finish_repeat(struct kvd_append *append)
 
     if (append->committed_cb != NULL) {
         append->committed_cb(
-            append->ctx, session->layers[append->layers[0].layer].sealed_blocks);
+            append->ctx, session->layers[append->plan.layers[0].layer].sealed_blocks);
     }
     append_finish(append, &none, true);
 }
@@ -258,8 +250,8 @@ static void append_probe_conclude(struct kvd_append *append)
     struct kvd_session *session = kvd_session_ref(append->session);
     struct kvd_failure why = {0};
 
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->layers[i].layer];
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
         KVARN_ASSERT(ly->pending > 0);
         ly->pending--;
     }
@@ -280,7 +272,7 @@ static uint64_t hash_join(uint64_t meaning, uint64_t payload_hash)
 
 static void append_job_run(struct kvd_job *job, void *scratch)
 {
-    struct append_job *aj = (struct append_job *)job;
+    struct append_job *aj = (struct append_job *)(void *)job;
     struct kvd_append *append = aj->append;
     (void)scratch;
 
@@ -290,13 +282,13 @@ static void append_job_run(struct kvd_job *job, void *scratch)
         append->unhashed = NULL;
     }
     for (uint32_t i = aj->unit_first; i < aj->unit_last && aj->fault.err == 0; i++) {
-        kvd_append_unit_run(&append->units[i], &aj->fault);
+        kvd_append_unit_run(&append->plan.units[i], &aj->fault);
     }
 }
 
 static void append_job_done(struct kvd_job *job)
 {
-    struct kvd_append *append = ((struct append_job *)job)->append;
+    struct kvd_append *append = ((struct append_job *)(void *)job)->append;
 
     KVARN_ASSERT(append->jobs_left > 0);
     append->jobs_left--;
@@ -307,14 +299,15 @@ static void append_job_done(struct kvd_job *job)
     }
 }
 
-/* Cut the units into jobs of about JOB_BYTES_MIN; room for one job a unit is there. */
-static void append_cut(struct kvd_append *append, size_t job_bytes)
+/* Cut the units into jobs: each but the last has JOB_BYTES_MIN of payload or more. */
+static void append_cut(struct kvd_append *append, bool is_one_job)
 {
     size_t bytes = 0;
 
     append->job_count = 0;
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        if (append->job_count == 0 || bytes >= job_bytes) {
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        if (append->job_count == 0 || (bytes >= JOB_BYTES_MIN && !is_one_job)) {
+            KVARN_ASSERT(append->job_count < append->job_room);
             struct append_job *aj = &append->jobs[append->job_count++];
             *aj = (struct append_job){.append = append, .unit_first = i};
             aj->job.run = append_job_run;
@@ -322,55 +315,56 @@ static void append_cut(struct kvd_append *append, size_t job_bytes)
             bytes = 0;
         }
         append->jobs[append->job_count - 1].unit_last = i + 1;
-        bytes += append->units[i].src_bytes;
+        bytes += append->plan.units[i].src_bytes;
     }
 }
 
 static void append_run(struct kvd_append *append)
 {
-    size_t bytes = 0;
+    bool is_inline = append->plan.src_bytes <= INLINE_BYTES_MAX && !append->is_batched;
 
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        bytes += append->units[i].src_bytes;
-    }
-    bool is_inline = bytes <= INLINE_BYTES_MAX && !append->is_batched;
-    append_cut(append, is_inline ? SIZE_MAX : JOB_BYTES_MIN);
+    append_cut(append, is_inline);
     append->jobs_left = append->job_count;
-    append->is_running = true;
     if (is_inline) {
         append_job_run(&append->jobs[0].job, NULL);
         append_conclude(append);
         return;
     }
-    for (uint32_t i = 0; i < append->job_count; i++) {
+    for (uint32_t i = 0, n = append->job_count; i < n; i++) {
         kvd_workers_submit(append->service->workers, &append->jobs[i].job);
     }
 }
 
-/* Reserve blocks and give every unit its page. On failure nothing has changed but spare blocks. */
-static int append_place(struct kvd_append *append, struct kvd_failure *why)
+/* Take what one layer needs: blocks, and jobs for the seals that will be due. */
+static int layer_reserve(
+    struct kvd_append *append, const struct kvd_append_layer *al, struct kvd_failure *why)
 {
     struct kvd_session *session = append->session;
+    uint64_t end = al->start + al->token_count;
+    uint64_t blocks = (end + session->shape->group - 1) / session->shape->group;
+    int err = kvd_session_reserve(session, al->records.last, KVD_RESERVE_TILES, why);
 
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        const struct append_layer *al = &append->layers[i];
-        uint64_t end = al->start + al->token_count;
-        uint64_t blocks = (end + session->shape->group - 1) / session->shape->group;
-        int err = kvd_session_reserve(session, al->records_end, KVD_RESERVE_TILES, why);
-        if (err == 0) {
-            err = kvd_session_reserve(session, blocks, KVD_RESERVE_ROWS, why);
-        }
-        if (err != 0) {
-            return err;
-        }
+    if (err == 0) {
+        err = kvd_session_reserve(session, blocks, KVD_RESERVE_ROWS, why);
     }
-    for (uint32_t i = 0; i < append->unit_count; i++) {
-        int err = kvd_append_unit_place(&append->units[i], session, why);
-        if (err != 0) {
-            return err;
-        }
+    if (err == 0 && kvd_seal_prepare(&append->seals, session, al->layer, end, al->records) != 0) {
+        err = kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, al->layer);
     }
-    return 0;
+    return err;
+}
+
+/* Reserve blocks and give every unit its page. On failure append_unplace() takes it all back. */
+static int append_place(struct kvd_append *append, struct kvd_failure *why)
+{
+    int err = 0;
+
+    for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
+        err = layer_reserve(append, &append->plan.layers[i], why);
+    }
+    for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
+        err = kvd_append_unit_place(&append->plan.units[i], append->session, why);
+    }
+    return err;
 }
 
 /* It may be a retry: hash the payload on a worker while nobody else changes the layers. */
@@ -378,8 +372,8 @@ static void append_probe(struct kvd_append *append)
 {
     struct append_job *aj = &append->jobs[0];
 
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        append->session->layers[append->layers[i].layer].pending++;
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        append->session->layers[append->plan.layers[i].layer].pending++;
     }
     *aj = (struct append_job){.append = append}; /* no units: the hash alone */
     aj->job.run = append_job_run;
@@ -391,7 +385,7 @@ static void append_probe(struct kvd_append *append)
 
 static void append_admit_cb(struct kvd_session_op *op)
 {
-    struct kvd_append *append = (struct kvd_append *)op;
+    struct kvd_append *append = (struct kvd_append *)(void *)op;
     struct kvd_session *session = append->session;
     struct kvd_failure why = {0};
 
@@ -416,76 +410,88 @@ static void append_admit_cb(struct kvd_session_op *op)
         append_finish(append, &why, false);
         return;
     }
-    for (uint32_t i = 0; i < append->layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->layers[i].layer];
-        ly->pending_length = append->layers[i].start + append->layers[i].token_count;
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
+        ly->pending_length = append->plan.layers[i].start + append->plan.layers[i].token_count;
         ly->pending++;
     }
     append_run(append);
 }
 
-/* Room for everything; layers and units are filled by the caller. */
-static struct kvd_append *append_create(
-    struct kvd_service *service, struct kvd_session *session, uint32_t layers, uint64_t units)
+static size_t round_64(size_t bytes)
 {
-    struct kvd_append *append = calloc(1, sizeof(*append));
+    return (bytes + 63) & ~(size_t)63;
+}
 
-    if (append == NULL) {
-        return NULL;
+/* Sizes of an append. */
+struct append_room {
+    uint32_t layers;
+    uint64_t units;
+    uint64_t src_bytes;
+};
+
+/*
+ * One allocation for all of it, charged with the payload; the plan is filled by the caller. Returns
+ * 0; KVARN_ENOMEM; or what `why` says about the budget.
+ */
+static int append_create(struct kvd_service *service, struct kvd_session *session,
+    const struct append_room *room, struct kvd_append **ret, struct kvd_failure *why)
+{
+    uint64_t job_room = room->src_bytes / JOB_BYTES_MIN + 1;
+    size_t head = round_64(sizeof(struct kvd_append));
+    size_t layers = round_64(room->layers * sizeof(struct kvd_append_layer));
+    size_t units = round_64(room->units * sizeof(struct kvd_append_unit));
+    size_t bytes = head + layers + units + round_64(job_room * sizeof(struct append_job));
+
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, bytes) != 0) {
+        return kvd_session_fail_space(service, bytes, why);
     }
+    uint8_t *memory = calloc(1, bytes);
+    if (memory == NULL) {
+        kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, bytes);
+        return KVARN_ENOMEM;
+    }
+    struct kvd_append *append = (void *)memory;
     append->op.admit_cb = append_admit_cb;
     append->service = service;
     append->session = kvd_session_ref(session);
-    append->layers = calloc(layers, sizeof(*append->layers));
-    append->units = calloc(units, sizeof(*append->units));
-    append->jobs = calloc(units, sizeof(*append->jobs));
-    if (append->layers == NULL || append->units == NULL || append->jobs == NULL) {
-        append_destroy(append);
-        return NULL;
-    }
-    return append;
+    append->charged_bytes = bytes;
+    append->plan.layers = (void *)(memory + head);
+    append->plan.units = (void *)(memory + head + layers);
+    append->plan.src_bytes = room->src_bytes;
+    append->jobs = (void *)(memory + head + layers + units);
+    append->job_room = (uint32_t)job_room;
+    SLIST_INIT(&append->seals);
+    *ret = append;
+    return 0;
 }
 
-uint64_t kvd_append_payload_bytes(const struct kvd_shape *shape, uint32_t layer_first,
-    uint32_t layer_count, uint64_t token_count, enum kvarn_dtype dtype)
+int kvd_append_start(
+    struct kvd_service *service, const struct kvd_append_args *args, struct kvd_append **ret)
 {
-    uint64_t values = 0;
+    struct append_room room = {.layers = args->layer_count,
+        .units = kvd_append_plan_units(args),
+        .src_bytes = kvd_append_payload_bytes(args->session->shape, args->layer_first,
+            args->layer_count, args->token_count, args->dtype)};
+    struct kvd_failure why = {0};
+    struct kvd_append *append = NULL;
 
-    KVARN_ASSERT(layer_first + layer_count <= shape->layer_count);
-    for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
-        const struct kvd_layer_shape *ls = &shape->layers[i];
-        values += (uint64_t)ls->kv_heads * (ls->spec.k_dim + ls->spec.v_dim);
+    int err = append_create(service, args->session, &room, &append, &why);
+    if (err == KVARN_ENOMEM) {
+        return err;
     }
-    return values * token_count * kvarn_dtype_bytes(dtype);
-}
-
-/* What gives the numbers of a payload their meaning; start and count are kept beside it. */
-static uint64_t rows_meaning(const struct kvd_append_args *args)
-{
-    uint8_t words[] = {0, (uint8_t)args->dtype, args->is_token_major, args->is_rotated};
-
-    return XXH3_64bits(words, sizeof(words));
-}
-
-int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *args,
-    struct kvd_append **ret)
-{
-    const struct kvd_shape *shape = args->session->shape;
-    uint32_t blocks = kvd_append_block_span(shape, args->start, args->token_count);
-    struct kvd_append *append = append_create(
-        service, args->session, args->layer_count, (uint64_t)args->layer_count * blocks);
-
-    KVARN_ASSERT(args->token_count > 0 && args->layer_count > 0);
-    if (append == NULL) {
-        return KVARN_ENOMEM;
+    if (err != 0) {
+        args->done_cb(args->ctx, &why, false);
+        return 0;
     }
+    kvd_append_plan_rows(&append->plan, args);
+    KVARN_ASSERT(append->plan.unit_count == room.units);
     append->epoch = args->epoch;
-    append->hash = rows_meaning(args);
+    append->hash = append->plan.meaning;
     append->is_batched = args->is_batched;
     if (args->is_batched) {
         append->unhashed = args->payload;
-        append->unhashed_bytes = (size_t)kvd_append_payload_bytes(
-            shape, args->layer_first, args->layer_count, args->token_count, args->dtype);
+        append->unhashed_bytes = (size_t)room.src_bytes;
     } else {
         append->hash = hash_join(append->hash, args->payload_hash);
     }
@@ -495,23 +501,6 @@ int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *
     append->done_cb = args->done_cb;
     append->op.layer_first = args->layer_first;
     append->op.layer_count = args->layer_count;
-    append->layer_count = args->layer_count;
-    const uint8_t *src = args->payload;
-    for (uint32_t i = 0; i < args->layer_count; i++) {
-        uint32_t layer = args->layer_first + i;
-        append->layers[i] = (struct append_layer){
-            .layer = layer, .token_count = args->token_count, .start = args->start};
-        struct kvd_append_rows rows = {.layer = layer,
-            .start = args->start,
-            .token_count = args->token_count,
-            .src = src,
-            .dtype = args->dtype,
-            .is_token_major = args->is_token_major,
-            .is_rotated = args->is_rotated};
-        append->unit_count +=
-            kvd_append_units_from_rows(&append->units[append->unit_count], shape, &rows);
-        src += kvd_append_payload_bytes(shape, layer, 1, args->token_count, args->dtype);
-    }
     if (ret != NULL) {
         *ret = append;
     }
@@ -532,83 +521,34 @@ void kvd_append_cancel(struct kvd_append *append, int err)
     append_finish(append, &why, false);
 }
 
-uint64_t kvd_append_run_bytes(const struct kvd_shape *shape, const struct kvd_append_run *run)
-{
-    const struct kvd_layer_shape *ls = &shape->layers[run->layer];
-
-    if (run->is_records) {
-        return run->token_count / shape->group * ls->kv_heads * kvarn_record_bytes(&ls->spec);
-    }
-    return kvd_append_payload_bytes(shape, run->layer, 1, run->token_count, KVARN_F16);
-}
-
-static void append_add_run(
-    struct kvd_append *append, const struct kvd_append_run *run, const uint8_t *src)
-{
-    const struct kvd_shape *shape = append->session->shape;
-    struct append_layer *al =
-        append->layer_count == 0 ? NULL : &append->layers[append->layer_count - 1];
-
-    if (al == NULL || al->layer != run->layer) {
-        al = &append->layers[append->layer_count++];
-        *al = (struct append_layer){.layer = run->layer, .start = run->first_token};
-    }
-    al->token_count += (uint32_t)run->token_count;
-    struct kvd_append_unit *units = &append->units[append->unit_count];
-    if (run->is_records) {
-        al->records_end = (uint32_t)((run->first_token + run->token_count) / shape->group);
-        append->unit_count += kvd_append_units_from_records(
-            units, shape, run->layer, run->first_token, run->token_count, src);
-        return;
-    }
-    struct kvd_append_rows rows = {.layer = run->layer,
-        .start = run->first_token,
-        .token_count = (uint32_t)run->token_count,
-        .src = src,
-        .dtype = KVARN_F16,
-        .is_rotated = true};
-    append->unit_count += kvd_append_units_from_rows(units, shape, &rows);
-}
-
-/* As rows_meaning(): where each form begins. The seed sets them apart from rows. */
-static uint64_t runs_meaning(const struct kvd_append_tiles_args *args)
-{
-    uint64_t hash = 1;
-
-    for (uint32_t i = 0; i < args->run_count; i++) {
-        const struct kvd_append_run *run = &args->runs[i];
-        uint64_t words[] = {run->layer, run->first_token, run->token_count, run->is_records};
-        hash = XXH3_64bits_withSeed(words, sizeof(words), hash);
-    }
-    return hash;
-}
-
 int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_tiles_args *args)
 {
-    const struct kvd_shape *shape = args->session->shape;
-    uint64_t units = 0;
+    const struct kvd_append_run *last = &args->runs[args->run_count - 1];
+    struct append_room room = {.layers = args->run_count, .units = kvd_append_plan_run_units(args)};
+    struct kvd_failure why = {0};
+    struct kvd_append *append = NULL;
 
     KVARN_ASSERT(args->run_count > 0);
     for (uint32_t i = 0; i < args->run_count; i++) {
-        units += kvd_append_block_span(shape, args->runs[i].first_token, args->runs[i].token_count);
+        room.src_bytes += kvd_append_run_bytes(args->session->shape, &args->runs[i]);
     }
-    struct kvd_append *append = append_create(service, args->session, args->run_count, units);
-    if (append == NULL) {
-        return KVARN_ENOMEM;
+    int err = append_create(service, args->session, &room, &append, &why);
+    if (err == KVARN_ENOMEM) {
+        return err;
     }
+    if (err != 0) {
+        args->done_cb(args->ctx, &why, false);
+        return 0;
+    }
+    kvd_append_plan_runs(&append->plan, args);
+    KVARN_ASSERT(append->plan.unit_count == room.units);
     append->epoch = args->epoch;
-    append->hash = hash_join(runs_meaning(args), args->payload_hash);
+    append->hash = hash_join(append->plan.meaning, args->payload_hash);
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->done_cb = args->done_cb;
-    const uint8_t *src = args->payload;
-    for (uint32_t i = 0; i < args->run_count; i++) {
-        append_add_run(append, &args->runs[i], src);
-        src += kvd_append_run_bytes(shape, &args->runs[i]);
-    }
     append->op.layer_first = args->runs[0].layer;
-    append->op.layer_count =
-        args->runs[args->run_count - 1].layer - append->op.layer_first + 1;
+    append->op.layer_count = last->layer - append->op.layer_first + 1;
     kvd_session_enqueue(args->session, &append->op);
     return 0;
 }

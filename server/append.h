@@ -57,9 +57,10 @@ uint64_t kvd_append_payload_bytes(const struct kvd_shape *shape, uint32_t layer_
     uint32_t layer_count, uint64_t token_count, enum kvarn_dtype dtype);
 
 /*
- * Begin. Returns 0 and a token for kvd_append_cancel() in *ret (may be NULL), valid until done_cb;
- * on KVARN_ENOMEM nothing was begun and done_cb will not run. Layers and counts were checked by the
- * caller.
+ * Begin. Returns 0 and a token for kvd_append_cancel() in *ret (may be NULL), written before
+ * done_cb can run and valid until then; on KVARN_ENOMEM nothing was begun and done_cb will not run.
+ * Layers and counts were checked by the caller, and that the end is within
+ * KVARN_SESSION_TOKENS_MAX.
  */
 int kvd_append_start(struct kvd_service *service, const struct kvd_append_args *args,
     struct kvd_append **ret) KVARN_MUST_CHECK;
@@ -83,8 +84,11 @@ struct kvd_append_run {
 struct kvd_append_tiles_args {
     struct kvd_session *session;
     uint64_t epoch;
-    const struct kvd_append_run
-        *runs; /* borrowed until done_cb; by layer, then ascending, no gaps */
+    /*
+     * Borrowed until done_cb; by layer, then ascending, no gaps. A layer's first run begins a
+     * block; records are whole blocks behind the sink, and rows come before them in the sink alone.
+     */
+    const struct kvd_append_run *runs;
     uint32_t run_count;
     const void *payload;   /* borrowed until done_cb */
     uint64_t payload_hash; /* XXH3-64 of the payload */

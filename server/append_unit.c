@@ -22,12 +22,12 @@ uint32_t kvd_append_block_span(const struct kvd_shape *shape, uint64_t start, ui
                : (uint32_t)((end + shape->group - 1) / shape->group - start / shape->group);
 }
 
-uint32_t kvd_append_units_from_rows(struct kvd_append_unit *dst, const struct kvd_shape *shape,
-    const struct kvd_append_rows *rows)
+uint32_t kvd_append_units_from_rows(
+    struct kvd_append_unit *dst, const struct kvd_shape *shape, const struct kvd_append_rows *rows)
 {
     const struct kvd_layer_shape *ls = &shape->layers[rows->layer];
-    size_t token_bytes = (size_t)ls->kv_heads * (ls->spec.k_dim + ls->spec.v_dim) *
-                         kvarn_dtype_bytes(rows->dtype);
+    size_t token_bytes =
+        (size_t)ls->kv_heads * (ls->spec.k_dim + ls->spec.v_dim) * kvarn_dtype_bytes(rows->dtype);
     uint64_t token = rows->start;
     uint64_t end = rows->start + rows->token_count;
     uint32_t count = 0;
@@ -53,9 +53,8 @@ uint32_t kvd_append_units_from_rows(struct kvd_append_unit *dst, const struct kv
     return count;
 }
 
-uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst,
-    const struct kvd_shape *shape, uint32_t layer, uint64_t first_token, uint64_t token_count,
-    const uint8_t *src)
+uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst, const struct kvd_shape *shape,
+    uint32_t layer, uint64_t first_token, uint64_t token_count, const uint8_t *src)
 {
     const struct kvd_layer_shape *ls = &shape->layers[layer];
     size_t block_bytes = ls->kv_heads * kvarn_record_bytes(&ls->spec);
@@ -85,11 +84,13 @@ int kvd_append_unit_place(
         unit->dst = bl->tiles->data;
         return 0;
     }
+    bool had_rows = bl->rows != NULL;
     int err = kvd_session_rows_for_write(
         session, unit->layer, unit->block_idx, unit->row_first, &unit->copied, why);
     if (err != 0) {
         return err;
     }
+    unit->is_taken = !had_rows;
     uint16_t end = (uint16_t)(unit->row_first + unit->row_count);
     if (bl->rows->filled_tokens < end) {
         bl->rows->filled_tokens = end;
@@ -101,13 +102,13 @@ int kvd_append_unit_place(
 
 void kvd_append_unit_unplace(struct kvd_append_unit *unit, struct kvd_session *session)
 {
-    if (unit->copied == NULL) {
+    if (unit->copied == NULL && !unit->is_taken) {
         return;
     }
-    struct kvd_block_layer *bl = &session->blocks[unit->block_idx]->layers[unit->layer];
-    kvd_page_unref(&session->service->pages, bl->rows);
-    bl->rows = unit->copied;
+    kvd_page_unref(&session->service->pages,
+        kvd_session_swap_rows(session, unit->layer, unit->block_idx, unit->copied));
     unit->copied = NULL;
+    unit->is_taken = false;
 }
 
 /* One head's K or V: where its rows are in the payload and where they go. */
@@ -136,8 +137,8 @@ static void unit_head(
     }
 }
 
-static int unit_store_head(const struct kvd_append_unit *unit, unsigned head, bool is_v,
-    struct kvd_append_fault *fault)
+static int unit_store_head(
+    const struct kvd_append_unit *unit, unsigned head, bool is_v, struct kvd_append_fault *fault)
 {
     struct head_rows hr;
     unit_head(unit, head, is_v, &hr);

@@ -30,6 +30,7 @@ struct kvd_append_unit {
     void *dst;               /* page data */
     const void *copy_src;    /* rows below row_first come from here; NULL: they are in place */
     struct kvd_page *copied; /* ref: the shared page that this unit replaces by a copy */
+    bool is_taken;           /* this unit put a rows page where there was none */
     uint64_t checksum;       /* of the tile page, is_records */
 };
 
@@ -67,7 +68,7 @@ uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst, const struct
 int kvd_append_unit_place(struct kvd_append_unit *unit, struct kvd_session *session,
     struct kvd_failure *why) KVARN_MUST_CHECK;
 
-/* Undo the replacement, if there was one. */
+/* Undo what placing put into the session: a replaced page, or a new one. */
 void kvd_append_unit_unplace(struct kvd_append_unit *unit, struct kvd_session *session);
 
 /* Convert: check, rotate, store. Stops at the first fault. */

@@ -13,8 +13,9 @@
 #include "server/service.h"
 #include "server/session_blocks.h"
 
-struct seal_job {
-    struct kvd_job job; /* first: the worker's handle */
+struct kvd_seal {
+    struct kvd_job job;          /* first: the worker's handle */
+    SLIST_ENTRY(kvd_seal) link;  /* until it starts */
     struct kvd_session *session; /* ref */
     struct kvd_page *rows;       /* ref */
     struct kvd_page *tiles;      /* ref */
@@ -27,7 +28,7 @@ struct seal_job {
 
 static void seal_run(struct kvd_job *job, void *scratch)
 {
-    struct seal_job *seal = (struct seal_job *)job;
+    struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
     const struct kvd_layer_shape *ls = &seal->session->shape->layers[seal->layer];
     const struct kvarn_tile_spec *spec = &ls->spec;
     size_t k_count = (size_t)spec->group * spec->k_dim;
@@ -54,7 +55,7 @@ static void seal_run(struct kvd_job *job, void *scratch)
 
 static void seal_done(struct kvd_job *job)
 {
-    struct seal_job *seal = (struct seal_job *)job;
+    struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
     struct kvd_session *session = seal->session;
     struct kvd_service *service = session->service;
     struct kvd_layer *ly = &session->layers[seal->layer];
@@ -92,42 +93,85 @@ static enum kvarn_encoder block_encoder(const struct kvd_session *session, uint3
     return session->options.encoder;
 }
 
-static bool seal_start(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
+static void seal_start(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_seal *seal)
 {
-    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
+    const struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
 
-    if (bl->rows == NULL) {
-        return true; /* came as records */
-    }
-    struct seal_job *seal = calloc(1, sizeof(*seal));
-    if (seal == NULL) {
-        return false;
-    }
+    KVARN_ASSERT(bl->rows->filled_tokens == session->shape->group);
+    KVARN_ASSERT(bl->tiles->refs == 1); /* nobody reads what is about to be written */
+    *seal = (struct kvd_seal){.session = kvd_session_ref(session),
+        .rows = kvd_page_ref(bl->rows),
+        .tiles = kvd_page_ref(bl->tiles),
+        .layer = layer,
+        .block_idx = block_idx,
+        .encoder = block_encoder(session, block_idx)};
     seal->job.run = seal_run;
     seal->job.done = seal_done;
-    seal->session = kvd_session_ref(session);
-    seal->rows = kvd_page_ref(bl->rows);
-    seal->tiles = kvd_page_ref(bl->tiles);
-    seal->layer = layer;
-    seal->block_idx = block_idx;
-    seal->encoder = block_encoder(session, block_idx);
     session->layers[layer].pending++;
     kvd_workers_submit(session->service->workers, &seal->job);
-    return true;
 }
 
-void kvd_seal_due(struct kvd_session *session, uint32_t layer)
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The first block that a layer of this length keeps and quantises. */
+static uint32_t first_tiles(const struct kvd_session *session, uint32_t layer, uint64_t length)
+{
+    uint32_t dropped = max_u32(
+        session->layers[layer].dropped_blocks, kvd_session_window_blocks(session, layer, length));
+
+    return max_u32(dropped, kvd_session_sink_blocks(session));
+}
+
+int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records)
+{
+    uint32_t b = max_u32(session->layers[layer].sealed_blocks, first_tiles(session, layer, length));
+    uint32_t due = kvd_session_sealable_blocks(session, length);
+
+    for (; b < due; b++) {
+        if (b >= records.first && b < records.last) {
+            b = records.last - 1;
+            continue;
+        }
+        struct kvd_seal *seal = calloc(1, sizeof(*seal));
+        if (seal == NULL) {
+            return KVARN_ENOMEM;
+        }
+        SLIST_INSERT_HEAD(seals, seal, link);
+    }
+    return 0;
+}
+
+void kvd_seal_list_fini(struct kvd_seal_list *seals)
+{
+    while (!SLIST_EMPTY(seals)) {
+        struct kvd_seal *seal = SLIST_FIRST(seals);
+        SLIST_REMOVE_HEAD(seals, link);
+        free(seal);
+    }
+}
+
+void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+    struct kvd_seal_list *seals)
 {
     struct kvd_layer *ly = &session->layers[layer];
-    uint32_t due = kvd_session_sealable_blocks(session, ly->length);
-    uint32_t sinks = kvd_session_sink_blocks(session);
+    uint32_t due = max_u32(kvd_session_sealable_blocks(session, ly->length), records.last);
+    uint32_t first = first_tiles(session, layer, ly->length);
 
+    KVARN_ASSERT(ly->pending == 0);
     kvd_session_drop_window(session, layer);
-    while (ly->sealed_blocks < due) {
+    for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
         uint32_t b = ly->sealed_blocks;
-        if (b >= sinks && b >= ly->dropped_blocks && !seal_start(session, layer, b)) {
-            return;
+        if (b < first || session->blocks[b]->layers[layer].rows == NULL) {
+            continue;
         }
-        ly->sealed_blocks++;
+        struct kvd_seal *seal = SLIST_FIRST(seals);
+        KVARN_ASSERT(seal != NULL);
+        SLIST_REMOVE_HEAD(seals, link);
+        seal_start(session, layer, b, seal);
     }
 }

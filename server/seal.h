@@ -2,19 +2,41 @@
  * Sealing: a full block's rows become tiles, on a worker.
  *
  * Owner: session. Thread: loop; the quantising runs as a job.
+ *
+ * A seal cannot fail (SEMANTICS.md 10), and which blocks are sealed depends on lengths alone
+ * (SEMANTICS.md 3): so whoever makes a layer longer takes the memory of the seals that this will
+ * make due before anything is stored, and hands it over at the commit.
  */
 #ifndef KVD_SEAL_H
 #define KVD_SEAL_H
 
 #include "server/session.h"
 
+struct kvd_seal;
+SLIST_HEAD(kvd_seal_list, kvd_seal);
+
+/* Blocks [first, last): none when they are equal. */
+struct kvd_block_range {
+    uint32_t first, last;
+};
+
 /*
- * Bring a layer up to date with its length: drop what left the window, count what is sealable as
- * sealed and start the jobs. Called at each commit that made the layer longer, with nothing pending
- * there but that commit. Blocks that already hold tiles (records) are passed over. A seal cannot
- * fail (SEMANTICS.md 10); without memory for a job the block stays open and the next commit tries
- * again.
+ * Take the jobs for the seals that become due when the layer reaches `length`; `records`: blocks
+ * that will come as tiles. Adds to a list that the caller gives to kvd_seal_due() and, in the end,
+ * to kvd_seal_list_fini(), on failure too. Returns 0 or KVARN_ENOMEM.
  */
-void kvd_seal_due(struct kvd_session *session, uint32_t layer);
+int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records) KVARN_MUST_CHECK;
+
+void kvd_seal_list_fini(struct kvd_seal_list *seals);
+
+/*
+ * Bring a layer up to date with its length: drop what left the window, count what is sealable (and
+ * everything before records.last) as sealed, and start the jobs. Called at each commit that made
+ * the layer longer, with nothing pending there but that commit. Blocks whose rows are gone, since
+ * they came as records, are passed over.
+ */
+void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+    struct kvd_seal_list *seals);
 
 #endif

@@ -20,8 +20,8 @@ static size_t session_bytes(const struct kvd_shape *shape, const char *name)
     return sizeof(struct kvd_session) + shape->layer_count * sizeof(struct kvd_layer) + name_bytes;
 }
 
-int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape,
-    const char *name, const struct kvd_session_options *options, struct kvd_session **ret)
+int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape, const char *name,
+    const struct kvd_session_options *options, struct kvd_session **ret)
 {
     KVARN_ASSERT(shape->layer_count > 0);
     KVARN_ASSERT(options->seal_lag <= shape->group);
@@ -69,22 +69,21 @@ void kvd_session_unref(struct kvd_session *session)
     }
 }
 
-bool kvd_session_free_some(struct kvd_session *session, size_t pages_max)
+bool kvd_session_free_some(struct kvd_session *session, size_t layers_max)
 {
-    KVARN_ASSERT(session->refs == 0);
-    size_t pages = 0;
+    size_t layers = 0;
 
+    KVARN_ASSERT(session->refs == 0 && !session->is_late);
     while (session->block_count > 0) {
-        if (pages >= pages_max) {
+        kvd_session_pop_block(session);
+        layers += session->shape->layer_count;
+        if (layers >= layers_max && session->block_count > 0) {
             return false;
         }
-        kvd_session_pop_block(session);
-        pages += session->shape->layer_count;
     }
     struct kvd_budget *budget = &session->service->budget;
     kvd_budget_release(budget, KVD_BUDGET_SESSIONS, session->block_room * sizeof(void *));
-    kvd_budget_release(
-        budget, KVD_BUDGET_SESSIONS, session_bytes(session->shape, session->name));
+    kvd_budget_release(budget, KVD_BUDGET_SESSIONS, session_bytes(session->shape, session->name));
     free(session->blocks);
     free(session);
     return true;
@@ -149,29 +148,36 @@ int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, u
     return 0;
 }
 
-static void usage_add(struct kvd_session_usage *usage, enum kvd_page_class page_class, size_t bytes)
+static uint64_t count_from(uint64_t end, uint64_t first)
 {
-    usage->pages[page_class]++;
-    usage->bytes[page_class] += bytes;
+    return end > first ? end - first : 0;
 }
 
+static void usage_add(struct kvd_session_usage *usage, enum kvd_page_class page_class,
+    uint64_t pages, size_t page_bytes)
+{
+    usage->pages[page_class] += pages;
+    usage->bytes[page_class] += pages * page_bytes;
+}
+
+/* Every block that a layer has not dropped has rows if it is a sink, else tiles. */
 void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret)
 {
     struct kvd_session_usage usage = {0};
+    uint32_t sinks = kvd_session_sink_blocks(session);
+    uint32_t sinks_made = session->block_count < sinks ? session->block_count : sinks;
 
-    for (uint32_t b = 0; b < session->block_count; b++) {
-        const struct kvd_block *block = session->blocks[b];
-        for (uint32_t i = 0; block != NULL && i < session->shape->layer_count; i++) {
-            const struct kvd_block_layer *bl = &block->layers[i];
-            if (bl->rows != NULL) {
-                usage_add(&usage, bl->rows->page_class, kvd_page_bytes(bl->rows));
-            }
-            if (bl->tiles != NULL && b < session->layers[i].sealed_blocks) {
-                usage_add(&usage, KVD_PAGE_TILES, kvd_page_bytes(bl->tiles));
-            } else if (bl->tiles != NULL) {
-                usage.reserved_bytes += kvd_page_bytes(bl->tiles);
-            }
-        }
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        const struct kvd_layer_shape *ls = &session->shape->layers[i];
+        const struct kvd_layer *ly = &session->layers[i];
+        uint32_t first = ly->dropped_blocks > sinks ? ly->dropped_blocks : sinks;
+        uint64_t sealed = count_from(ly->sealed_blocks, first);
+        usage_add(&usage, KVD_PAGE_TILES, sealed, ls->tile_page_bytes);
+        usage_add(
+            &usage, KVD_PAGE_SINK, count_from(sinks_made, ly->dropped_blocks), ls->rows_page_bytes);
+        usage_add(&usage, KVD_PAGE_TAIL, ly->tail_pages, ls->rows_page_bytes);
+        usage.reserved_bytes +=
+            (count_from(session->block_count, first) - sealed) * ls->tile_page_bytes;
     }
     *ret = usage;
 }

@@ -40,6 +40,8 @@ struct kvd_block_layer {
 
 /* One block of all layers. */
 struct kvd_block {
+    SLIST_ENTRY(kvd_block) dead_link; /* the table's, once it left its session */
+    uint32_t layer_count;
     uint32_t layers_kept; /* layers that still have a page here */
     struct kvd_block_layer layers[];
 };
@@ -50,6 +52,7 @@ struct kvd_layer {
     uint32_t sealed_blocks;  /* leading blocks sealed or due, sinks counted */
     uint32_t dropped_blocks; /* leading blocks that left the window */
     uint32_t pending;        /* appends, re-opens and seals in flight: operations wait for 0 */
+    uint32_t tail_pages;     /* rows pages of blocks after the sink */
     /* The last append, to recognise its retry (SEMANTICS.md 9). last_count 0: none. */
     uint64_t last_start;
     uint64_t last_hash;
@@ -66,6 +69,7 @@ TAILQ_HEAD(kvd_session_op_queue, kvd_session_op);
 struct kvd_session {
     RB_ENTRY(kvd_session) name_link;
     LIST_ENTRY(kvd_session) dead_link;
+    TAILQ_ENTRY(kvd_session) late_link;
     struct kvd_service *service;   /* borrowed */
     const struct kvd_shape *shape; /* borrowed from the registry */
     char *name;                    /* owned; NULL: unnamed, ends with its connection */
@@ -74,6 +78,7 @@ struct kvd_session {
     uint32_t handle_count;
     bool is_dropped; /* out of the table; operations get NOT_FOUND */
     bool is_kicking; /* guards kvd_session_kick() against itself */
+    bool is_late;    /* in the table's list: the rest of the queue goes on in another turn */
     uint64_t epoch;
     uint64_t touched_ns;
     struct kvd_session_options options;
@@ -88,7 +93,7 @@ struct kvd_session {
 /*
  * An operation waiting for its turn. Embedded in its owner; link and session are the queue's.
  * admit_cb runs exactly once, on the loop, possibly inside kvd_session_enqueue(): it does its work
- * (check session->is_dropped first) and must not free the session's references.
+ * (check session->is_dropped first). It may free the op.
  */
 struct kvd_session_op {
     TAILQ_ENTRY(kvd_session_op) link;
@@ -111,8 +116,11 @@ struct kvd_session *kvd_session_ref(struct kvd_session *session);
 /* The last reference hands the pages to the table's reaper, which frees them in slices. */
 void kvd_session_unref(struct kvd_session *session);
 
-/* Free blocks from the end, at most `pages_max` pages; true when all are gone. For the reaper. */
-bool kvd_session_free_some(struct kvd_session *session, size_t pages_max);
+/*
+ * Free blocks from the end until `layers_max` layers of blocks are free, but at least one block;
+ * true when all are gone, and the session with them. For the reaper.
+ */
+bool kvd_session_free_some(struct kvd_session *session, size_t layers_max);
 
 /* Give an operation its place; layers [layer_first, +layer_count) must be within the shape. */
 void kvd_session_enqueue(struct kvd_session *session, struct kvd_session_op *op);
@@ -120,7 +128,10 @@ void kvd_session_enqueue(struct kvd_session *session, struct kvd_session_op *op)
 /* Take a waiting operation out again; its admit_cb will not run. Only while op->is_queued. */
 void kvd_session_op_cancel(struct kvd_session_op *op);
 
-/* Admit what can be admitted now. Called when something pending ended. */
+/*
+ * Admit what can be admitted now. Called when something pending ended. When admissions have taken
+ * their share of the turn, the rest goes on in the next one (SEMANTICS.md 18).
+ */
 void kvd_session_kick(struct kvd_session *session);
 
 /* Committed length: the smallest layer length. */
@@ -157,11 +168,14 @@ int kvd_session_check_epoch(
 int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, uint64_t first,
     uint64_t last, struct kvd_failure *why) KVARN_MUST_CHECK;
 
-/* What a session holds, for InspectSession and ListSessions. */
+/*
+ * What a session holds, for InspectSession and ListSessions. Costs a few additions a layer, however
+ * long the session is.
+ */
 struct kvd_session_usage {
-    uint64_t pages[KVD_PAGE_CLASS_COUNT];
+    uint64_t pages[KVD_PAGE_CLASS_COUNT]; /* tiles: of blocks that are sealed or due */
     uint64_t bytes[KVD_PAGE_CLASS_COUNT];
-    uint64_t reserved_bytes; /* tile pages of blocks not sealed yet */
+    uint64_t reserved_bytes; /* tile pages of blocks that are not */
 };
 void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret);
 

@@ -17,17 +17,20 @@
 /* A full daemon with work in flight answers RETRY_LATER with this. */
 #define SPACE_RETRY_MS 20
 
-static size_t block_bytes(const struct kvd_session *session)
+/* Layers of blocks that a trim frees itself: some tens of microseconds (SEMANTICS.md 18). */
+#define TRIM_LAYERS_MAX 512
+
+static size_t block_bytes(uint32_t layer_count)
 {
-    return sizeof(struct kvd_block) +
-           session->shape->layer_count * sizeof(struct kvd_block_layer);
+    return sizeof(struct kvd_block) + layer_count * sizeof(struct kvd_block_layer);
 }
 
 int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd_failure *why)
 {
     const struct kvd_budget *budget = &service->budget;
 
-    if (kvd_workers_backlog(service->workers) > 0 || !LIST_EMPTY(&service->sessions.dead)) {
+    if (kvd_workers_backlog(service->workers) > 0 ||
+        kvd_session_table_has_dead(&service->sessions)) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
             "%" PRIu64 " of %" PRIu64 " bytes in use; work in progress may free some, %zu needed",
@@ -64,19 +67,26 @@ static int table_grow(struct kvd_session *session, uint64_t block_count)
 static int page_take(struct kvd_session *session, size_t bytes, enum kvd_page_class page_class,
     struct kvd_page **ret)
 {
-    int err = kvd_page_take(
-        &session->service->pages, session->tenant_id, bytes, page_class, ret);
-    if (err == 0) {
-        (*ret)->filled_tokens = 0;
-        (*ret)->checksum = 0;
-        (*ret)->encoder = 0;
-    }
-    return err;
+    return kvd_page_take(&session->service->pages, session->tenant_id, bytes, page_class, ret);
 }
 
 static enum kvd_page_class rows_class(const struct kvd_session *session, uint32_t block_idx)
 {
     return block_idx < kvd_session_sink_blocks(session) ? KVD_PAGE_SINK : KVD_PAGE_TAIL;
+}
+
+struct kvd_page *kvd_session_swap_rows(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows)
+{
+    KVARN_ASSERT(block_idx < session->block_count);
+    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
+    struct kvd_page *old = bl->rows;
+
+    if (block_idx >= kvd_session_sink_blocks(session)) {
+        session->layers[layer].tail_pages += (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
+    }
+    bl->rows = rows;
+    return old;
 }
 
 static int block_fill(
@@ -90,8 +100,8 @@ static int block_fill(
         struct kvd_block_layer *bl = &block->layers[i];
         int err = 0;
         if (is_sink || kind == KVD_RESERVE_ROWS) {
-            err = page_take(
-                session, ls->rows_page_bytes, rows_class(session, block_idx), &bl->rows);
+            err =
+                page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &bl->rows);
         }
         if (err == 0 && !is_sink) {
             err = page_take(session, ls->tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
@@ -103,45 +113,72 @@ static int block_fill(
     return 0;
 }
 
-static void block_destroy(struct kvd_session *session, struct kvd_block *block)
+void kvd_session_block_destroy(struct kvd_service *service, struct kvd_block *block)
 {
     if (block == NULL) {
         return;
     }
-    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        kvd_page_unref(&session->service->pages, block->layers[i].rows);
-        kvd_page_unref(&session->service->pages, block->layers[i].tiles);
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        kvd_page_unref(&service->pages, block->layers[i].rows);
+        kvd_page_unref(&service->pages, block->layers[i].tiles);
     }
-    kvd_budget_release(&session->service->budget, KVD_BUDGET_SESSIONS, block_bytes(session));
+    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, block_bytes(block->layer_count));
     free(block);
+}
+
+/* Count a block's rows pages in (+1) or out (-1) of its layers. */
+static void block_count_tails(
+    struct kvd_session *session, const struct kvd_block *block, uint32_t block_idx, int sign)
+{
+    if (block == NULL || block_idx < kvd_session_sink_blocks(session)) {
+        return;
+    }
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        if (block->layers[i].rows != NULL) {
+            session->layers[i].tail_pages += (uint32_t)sign;
+        }
+    }
 }
 
 static int block_push(struct kvd_session *session, enum kvd_reserve kind)
 {
-    size_t bytes = block_bytes(session);
-    if (kvd_budget_charge(&session->service->budget, KVD_BUDGET_SESSIONS, bytes) != 0) {
+    struct kvd_service *service = session->service;
+    uint32_t layer_count = session->shape->layer_count;
+    size_t bytes = block_bytes(layer_count);
+
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, bytes) != 0) {
         return KVARN_ENOSPC;
     }
     struct kvd_block *block = calloc(1, bytes);
     if (block == NULL) {
-        kvd_budget_release(&session->service->budget, KVD_BUDGET_SESSIONS, bytes);
+        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, bytes);
         return KVARN_ENOSPC;
     }
-    block->layers_kept = session->shape->layer_count;
+    block->layer_count = layer_count;
+    block->layers_kept = layer_count;
     int err = block_fill(session, block, session->block_count, kind);
     if (err != 0) {
-        block_destroy(session, block);
+        kvd_session_block_destroy(service, block);
         return err;
     }
+    block_count_tails(session, block, session->block_count, 1);
     session->blocks[session->block_count++] = block;
     return 0;
 }
 
-void kvd_session_pop_block(struct kvd_session *session)
+/* Take the last block out of the session: the caller's now; NULL when all layers dropped it. */
+static struct kvd_block *block_pull(struct kvd_session *session)
 {
     KVARN_ASSERT(session->block_count > 0);
     session->block_count--;
-    block_destroy(session, session->blocks[session->block_count]);
+    struct kvd_block *block = session->blocks[session->block_count];
+    block_count_tails(session, block, session->block_count, -1);
+    return block;
+}
+
+void kvd_session_pop_block(struct kvd_session *session)
+{
+    kvd_session_block_destroy(session->service, block_pull(session));
 }
 
 int kvd_session_reserve(struct kvd_session *session, uint64_t block_count, enum kvd_reserve kind,
@@ -163,8 +200,9 @@ int kvd_session_reserve(struct kvd_session *session, uint64_t block_count, enum 
     while (session->block_count > before) {
         kvd_session_pop_block(session);
     }
-    size_t bytes = (size_t)(block_count - before) *
-                   (shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0));
+    size_t bytes =
+        (size_t)(block_count - before) *
+        (shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0));
     return kvd_session_fail_space(session->service, bytes, why);
 }
 
@@ -173,8 +211,7 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
 {
     KVARN_ASSERT(block_idx < session->block_count);
     const struct kvd_layer_shape *ls = &session->shape->layers[layer];
-    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
-    struct kvd_page *old = bl->rows;
+    struct kvd_page *old = session->blocks[block_idx]->layers[layer].rows;
 
     if (old != NULL && (old->refs == 1 || old->filled_tokens <= row_first)) {
         *ret_copied = NULL;
@@ -182,26 +219,32 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
     }
     struct kvd_page *page;
     int err = page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &page);
+    if (err != 0 && old != NULL) {
+        why->retry_after_ms = SPACE_RETRY_MS;
+        return kvd_fail(why, KVARN_ERETRY_LATER,
+            "the rows that block %" PRIu32 " of layer %" PRIu32 " had before are still being read,"
+            " and there is no room for a copy",
+            block_idx, layer);
+    }
     if (err != 0) {
         return kvd_session_fail_space(session->service, ls->rows_page_bytes, why);
     }
     page->filled_tokens = old == NULL ? 0 : (uint16_t)row_first;
-    bl->rows = page;
-    *ret_copied = old; /* the table's reference becomes the caller's */
+    *ret_copied = kvd_session_swap_rows(session, layer, block_idx, page);
     return 0;
 }
 
 void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
 {
-    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
-
-    KVARN_ASSERT(bl->tiles != NULL);
-    kvd_page_unref(&session->service->pages, bl->rows);
-    bl->rows = NULL;
+    KVARN_ASSERT(session->blocks[block_idx]->layers[layer].tiles != NULL);
+    kvd_page_unref(
+        &session->service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
 }
 
 void kvd_session_trim(struct kvd_session *session)
 {
+    struct kvd_service *service = session->service;
+    size_t layers = 0;
     uint64_t end = 0;
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
@@ -211,34 +254,50 @@ void kvd_session_trim(struct kvd_session *session)
     }
     uint64_t needed = (end + session->shape->group - 1) / session->shape->group;
     while (session->block_count > needed) {
-        kvd_session_pop_block(session);
+        struct kvd_block *block = block_pull(session);
+        if (block != NULL && layers >= TRIM_LAYERS_MAX) {
+            kvd_session_table_bury_block(&service->sessions, block);
+        } else {
+            kvd_session_block_destroy(service, block);
+        }
+        layers += session->shape->layer_count;
+    }
+}
+
+uint32_t kvd_session_window_blocks(
+    const struct kvd_session *session, uint32_t layer, uint64_t length)
+{
+    const struct kvd_shape *shape = session->shape;
+    uint64_t window = shape->layers[layer].window;
+    uint64_t kept = window + shape->group + session->options.seal_lag;
+
+    return window == 0 || length <= kept ? 0 : (uint32_t)((length - kept) / shape->group);
+}
+
+static void block_layer_drop(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
+{
+    struct kvd_service *service = session->service;
+    struct kvd_block *block = session->blocks[block_idx];
+    struct kvd_block_layer *bl = &block->layers[layer];
+
+    kvd_page_unref(&service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
+    kvd_page_unref(&service->pages, bl->tiles);
+    bl->tiles = NULL;
+    KVARN_ASSERT(block->layers_kept > 0);
+    block->layers_kept--;
+    if (block->layers_kept == 0) {
+        kvd_session_block_destroy(service, block);
+        session->blocks[block_idx] = NULL;
     }
 }
 
 void kvd_session_drop_window(struct kvd_session *session, uint32_t layer)
 {
-    const struct kvd_shape *shape = session->shape;
     struct kvd_layer *ly = &session->layers[layer];
-    uint64_t window = shape->layers[layer].window;
-    uint64_t kept = window + shape->group + session->options.seal_lag;
+    uint32_t dropped = kvd_session_window_blocks(session, layer, ly->length);
 
-    if (window == 0 || ly->length <= kept) {
-        return;
-    }
-    uint32_t dropped = (uint32_t)((ly->length - kept) / shape->group);
-    for (uint32_t b = ly->dropped_blocks; b < dropped; b++) {
-        struct kvd_block *block = session->blocks[b];
-        struct kvd_block_layer *bl = &block->layers[layer];
-        kvd_page_unref(&session->service->pages, bl->rows);
-        kvd_page_unref(&session->service->pages, bl->tiles);
-        *bl = (struct kvd_block_layer){NULL, NULL};
-        block->layers_kept--;
-        if (block->layers_kept == 0) {
-            block_destroy(session, block);
-            session->blocks[b] = NULL;
-        }
-    }
-    if (dropped > ly->dropped_blocks) {
-        ly->dropped_blocks = dropped;
+    while (ly->dropped_blocks < dropped) {
+        block_layer_drop(session, layer, ly->dropped_blocks);
+        ly->dropped_blocks++;
     }
 }

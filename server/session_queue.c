@@ -1,10 +1,12 @@
 /*
- * The queue of a session: every operation gets its turn in arrival order per layer (SEMANTICS.md 3, 16).
+ * The queue of a session: every operation gets its turn in arrival order per layer
+ * (SEMANTICS.md 3, 16).
  *
  * Owner: session. Thread: loop only.
  */
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/service.h"
 #include "server/session.h"
 
 /* Layers that an earlier waiting operation concerns. */
@@ -15,6 +17,13 @@ struct layer_set {
 static bool layer_set_has(const struct layer_set *set, uint32_t layer)
 {
     return (set->words[layer / 64] >> (layer % 64) & 1) != 0;
+}
+
+static void layer_set_add(struct layer_set *set, const struct kvd_session_op *op)
+{
+    for (uint32_t i = op->layer_first; i < op->layer_first + op->layer_count; i++) {
+        set->words[i / 64] |= UINT64_C(1) << (i % 64);
+    }
 }
 
 static bool op_is_admissible(
@@ -34,7 +43,8 @@ static bool queue_admit_one(struct kvd_session *session)
     struct layer_set blocked = {{0}};
     struct kvd_session_op *op;
 
-    TAILQ_FOREACH (op, &session->ops, link) {
+    TAILQ_FOREACH(op, &session->ops, link)
+    {
         if (op_is_admissible(session, op, &blocked)) {
             TAILQ_REMOVE(&session->ops, op, link);
             op->is_queued = false;
@@ -42,22 +52,38 @@ static bool queue_admit_one(struct kvd_session *session)
             kvd_session_unref(session);
             return true;
         }
-        for (uint32_t i = op->layer_first; i < op->layer_first + op->layer_count; i++) {
-            blocked.words[i / 64] |= UINT64_C(1) << (i % 64);
+        if (op->layer_count == session->shape->layer_count) {
+            return false; /* nothing passes what concerns all layers */
         }
+        layer_set_add(&blocked, op);
     }
     return false;
 }
 
+static void queue_admit(struct kvd_session *session)
+{
+    struct kvd_session_table *table = &session->service->sessions;
+
+    do {
+        if (TAILQ_EMPTY(&session->ops)) {
+            return;
+        }
+        if (!kvd_session_table_may_admit(table)) {
+            kvd_session_table_kick_later(table, session);
+            return;
+        }
+    } while (queue_admit_one(session));
+}
+
 void kvd_session_kick(struct kvd_session *session)
 {
-    if (session->is_kicking) {
-        return; /* the loop below looks again after every admission */
+    /* While kicking, the loop above looks again after every admission; a late kick will come. */
+    if (session->is_kicking || session->is_late) {
+        return;
     }
     session->is_kicking = true;
     kvd_session_ref(session);
-    while (queue_admit_one(session)) {
-    }
+    queue_admit(session);
     session->is_kicking = false;
     kvd_session_unref(session);
 }

@@ -1,11 +1,13 @@
 /*
- * All named sessions, by (tenant, name), in order; and the reaper of dropped ones.
+ * All named sessions, by (tenant, name), in order; and the work on sessions that is cut into
+ * slices: freeing what was dropped, and queues too long for one turn.
  *
  * Owner: service. Thread: loop only.
  */
 #ifndef KVD_SESSION_TABLE_H
 #define KVD_SESSION_TABLE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,15 +15,22 @@
 
 RB_HEAD(kvd_session_tree, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
+TAILQ_HEAD(kvd_session_late_list, kvd_session);
+SLIST_HEAD(kvd_block_dead_list, kvd_block);
 
 struct kvd_io;
 struct kvd_timer;
 
 struct kvd_session_table {
-    struct kvd_io *io;                 /* borrowed */
-    struct kvd_session_tree named;     /* each entry holds a reference */
-    struct kvd_session_dead_list dead; /* unreferenced, pages not all freed yet */
-    struct kvd_timer *reap_timer;      /* owned */
+    struct kvd_service *service;            /* borrowed */
+    struct kvd_io *io;                      /* borrowed */
+    struct kvd_session_tree named;          /* each entry holds a reference */
+    struct kvd_session_dead_list dead;      /* unreferenced, pages not all freed yet */
+    struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */
+    struct kvd_session_late_list late;      /* queues to go on with; each holds a reference */
+    struct kvd_timer *slice_timer;          /* owned: armed while there is dead or late work */
+    uint64_t burst_start_ns;                /* admissions that followed each other closely */
+    uint64_t burst_end_ns;
     uint64_t epoch_last; /* epochs are never reused within a run; seeded by the clock */
     uint32_t count;      /* named and unnamed, alive */
     uint32_t count_max;
@@ -49,7 +58,22 @@ struct kvd_session *kvd_session_table_next(
 
 uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table);
 
-/* For kvd_session_unref(). */
+/* For kvd_session_unref(): free it in slices (SEMANTICS.md 11). */
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session);
+
+/* The same for a block that has left its session. */
+void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block);
+
+/* True while something buried still holds memory. */
+bool kvd_session_table_has_dead(const struct kvd_session_table *table);
+
+/*
+ * What admissions may take of a turn, over all sessions (SEMANTICS.md 18). The turn's begin is not
+ * known: admissions less than 20 us apart count as one burst. False: go on in a later turn.
+ */
+bool kvd_session_table_may_admit(struct kvd_session_table *table);
+
+/* Kick a session in a later turn, after those that wait for that already. */
+void kvd_session_table_kick_later(struct kvd_session_table *table, struct kvd_session *session);
 
 #endif

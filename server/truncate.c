@@ -1,12 +1,12 @@
 /*
  * Cutting a session back (SEMANTICS.md 11).
  *
- * Owner: the request. Thread: loop; reopen_run() on a worker, which reads a sealed page that its job
- * holds and writes a rows page that nobody reads yet.
+ * Owner: the request. Thread: loop; reopen_run() on a worker, which reads a sealed page that its
+ * job holds and writes a rows page that nobody reads yet.
  *
- * A truncate concerns all layers, so nothing is pending when its turn comes. Where the cut falls into a
- * sealed block, rows pages are taken and filled from the decoded tiles first; the lengths change in one
- * step when all are done.
+ * A truncate concerns all layers, so nothing is pending when its turn comes. Where the cut falls
+ * into a sealed block, rows pages are taken and filled from the decoded tiles first; the lengths
+ * change in one step when all are done.
  */
 #include "server/truncate.h"
 
@@ -76,7 +76,10 @@ static uint32_t layer_reopened(const struct kvd_session *session, uint32_t layer
     return block_idx;
 }
 
-/* What the next query may see must still be there (SEMANTICS.md 4). */
+/*
+ * What the next token may see must still be there (SEMANTICS.md 4): window - 1 tokens before the
+ * cut. A cut to nothing needs none.
+ */
 static int check_window(const struct kvd_truncate *truncate, struct kvd_failure *why)
 {
     const struct kvd_session *session = truncate->session;
@@ -87,7 +90,7 @@ static int check_window(const struct kvd_truncate *truncate, struct kvd_failure 
         uint64_t cut = layer_cut(ly, truncate->args.length);
         uint64_t kept_first = (uint64_t)ly->dropped_blocks * session->shape->group;
         uint64_t needed_first = cut < window ? 0 : cut - window + 1;
-        if (cut < ly->length && ly->dropped_blocks > 0 && needed_first < kept_first) {
+        if (cut > 0 && cut < ly->length && needed_first < kept_first) {
             why->reason = KVARND__MISS_REASON__MISS_WINDOW;
             return kvd_fail(why, KVARN_EMISS,
                 "layer %" PRIu32 " keeps tokens from %" PRIu64 " on (its window); length %" PRIu64
@@ -100,7 +103,7 @@ static int check_window(const struct kvd_truncate *truncate, struct kvd_failure 
 
 static void reopen_run(struct kvd_job *job, void *scratch)
 {
-    struct reopen_job *rj = (struct reopen_job *)job;
+    struct reopen_job *rj = (struct reopen_job *)(void *)job;
     const struct kvd_layer_shape *ls = &rj->truncate->session->shape->layers[rj->layer];
     const struct kvarn_tile_spec *spec = &ls->spec;
     size_t k_count = (size_t)spec->group * spec->k_dim;
@@ -123,10 +126,10 @@ static void reopen_commit(struct reopen_job *rj, uint32_t block_idx)
     struct kvd_session *session = rj->truncate->session;
     struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[rj->layer];
 
-    KVARN_ASSERT(bl->rows == NULL && bl->tiles == rj->tiles);
+    KVARN_ASSERT(bl->tiles == rj->tiles);
     rj->rows->filled_tokens = (uint16_t)session->shape->group;
-    bl->rows = rj->rows;
-    rj->rows = NULL;
+    rj->rows = kvd_session_swap_rows(session, rj->layer, block_idx, rj->rows);
+    KVARN_ASSERT(rj->rows == NULL);
     if (rj->tiles_new != NULL) {
         kvd_page_unref(&session->service->pages, bl->tiles);
         bl->tiles = rj->tiles_new;
@@ -176,24 +179,31 @@ static void truncate_commit(struct kvd_truncate *truncate)
     truncate_finish(truncate, &none, truncate->job_count > 0);
 }
 
+/* Too late, or asked not to happen? */
+static int check_wanted(const struct kvd_truncate *truncate, struct kvd_failure *why)
+{
+    struct kvd_io *io = truncate->service->io;
+
+    if (truncate->cancel_err != 0) {
+        return kvd_fail(why, truncate->cancel_err, "nothing was cut");
+    }
+    if (truncate->args.deadline_ns != 0 && io->ops->now_ns(io) > truncate->args.deadline_ns) {
+        return kvd_fail(why, KVARN_EDEADLINE, "nothing was cut");
+    }
+    return 0;
+}
+
 static void truncate_conclude(struct kvd_truncate *truncate)
 {
     struct kvd_session *session = kvd_session_ref(truncate->session);
-    struct kvd_io *io = truncate->service->io;
     struct kvd_failure why = {0};
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        session->layers[i].pending--;
+        KVARN_ASSERT(session->layers[i].pending == 1);
+        session->layers[i].pending = 0;
     }
-    if (session->is_dropped) {
-        kvd_fail(&why, KVARN_ENOT_FOUND, "the session was dropped");
-    } else if (truncate->cancel_err != 0) {
-        kvd_fail(&why, truncate->cancel_err, "nothing was cut");
-    } else if (truncate->args.deadline_ns != 0 &&
-               io->ops->now_ns(io) > truncate->args.deadline_ns) {
-        kvd_fail(&why, KVARN_EDEADLINE, "nothing was cut");
-    }
-    if (why.err != 0) {
+    if (kvd_session_check_epoch(session, truncate->args.epoch, &why) != 0 ||
+        check_wanted(truncate, &why) != 0) {
         truncate_finish(truncate, &why, false);
     } else {
         truncate_commit(truncate);
@@ -204,7 +214,7 @@ static void truncate_conclude(struct kvd_truncate *truncate)
 
 static void reopen_done(struct kvd_job *job)
 {
-    struct kvd_truncate *truncate = ((struct reopen_job *)job)->truncate;
+    struct kvd_truncate *truncate = ((struct reopen_job *)(void *)job)->truncate;
 
     KVARN_ASSERT(truncate->jobs_left > 0);
     truncate->jobs_left--;
@@ -247,6 +257,9 @@ static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *w
     int err = kvd_session_check_epoch(session, truncate->args.epoch, why);
 
     if (err == 0) {
+        err = check_wanted(truncate, why);
+    }
+    if (err == 0) {
         err = check_window(truncate, why);
     }
     for (uint32_t i = 0; err == 0 && i < session->shape->layer_count; i++) {
@@ -260,7 +273,7 @@ static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *w
 
 static void truncate_admit_cb(struct kvd_session_op *op)
 {
-    struct kvd_truncate *truncate = (struct kvd_truncate *)op;
+    struct kvd_truncate *truncate = (struct kvd_truncate *)(void *)op;
     struct kvd_session *session = truncate->session;
     struct kvd_failure why = {0};
 
@@ -276,13 +289,13 @@ static void truncate_admit_cb(struct kvd_session_op *op)
         session->layers[i].pending++;
     }
     truncate->jobs_left = truncate->job_count;
-    for (uint32_t i = 0; i < truncate->job_count; i++) {
+    for (uint32_t i = 0, n = truncate->job_count; i < n; i++) {
         kvd_workers_submit(truncate->service->workers, &truncate->jobs[i].job);
     }
 }
 
-int kvd_truncate_start(struct kvd_service *service, const struct kvd_truncate_args *args,
-    struct kvd_truncate **ret)
+int kvd_truncate_start(
+    struct kvd_service *service, const struct kvd_truncate_args *args, struct kvd_truncate **ret)
 {
     uint32_t layer_count = args->session->shape->layer_count;
     struct kvd_truncate *truncate =
