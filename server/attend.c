@@ -9,7 +9,9 @@
  */
 #include "server/attend.h"
 
+#include <float.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +29,13 @@
  * KV head, so that the 50 us of a wake-up do not rule. With more chunks runs grow in proportion:
  * chunks already feed the workers, and partials stay about as large as the answer. */
 #define RUN_BLOCKS 32
+
+/* Beyond this many pieces runs grow instead, so that partials stay few for the longest session. */
+#define PIECES_MAX 512
+
+/* Jobs of one item handed out at once. Each that ends hands out the next: so no callback handles
+ * many (SEMANTICS.md 18), and items take turns on the workers. */
+#define JOBS_IN_FLIGHT_MAX 64
 
 /* What the loop may compute itself, in multiply-adds: 50 us, the price of a wake-up, at 4 a
  * nanosecond, which the exact float kernels reach on one core (SEMANTICS.md 18 allows 100 us). */
@@ -63,8 +72,10 @@ struct attend {
     uint64_t high;                    /* no token from here on is seen */
     uint32_t gqa;                     /* query heads per KV head */
     uint32_t chunk_count, run_count;
+    uint32_t run_blocks; /* blocks of a run; the last one may have fewer */
     uint32_t column_count, piece_count;
-    uint32_t jobs_left;
+    uint32_t jobs_next; /* pieces, then columns, handed out so far */
+    uint32_t jobs_left; /* of those, not ended */
     size_t charged_bytes;
     struct kvd_page **pages; /* refs, block_last - block_first; array within this allocation */
     struct piece *pieces;    /* within this allocation; by column, runs ascending */
@@ -127,6 +138,17 @@ static size_t job_scratch_bytes(const struct attend *attend, uint32_t token_coun
            kvarn_attention_scratch_floats(&params) * sizeof(float);
 }
 
+/* The first row with a value beyond the limit in magnitude, or NaN; `rows` if there is none. */
+static size_t first_row_beyond(const float *x, size_t rows, size_t dim, float limit)
+{
+    for (size_t i = 0; i < rows * dim; i++) {
+        if (!(fabsf(x[i]) <= limit)) {
+            return i / dim;
+        }
+    }
+    return rows;
+}
+
 /* q of one column as the kernel wants it: rotated floats [gqa][tokens][k_dim]. */
 static void piece_load_q(struct piece *piece, const struct column *column, float *q)
 {
@@ -142,16 +164,16 @@ static void piece_load_q(struct piece *piece, const struct column *column, float
                              (head * args->q_tokens + column->token_first) * dim * value_bytes;
         float *dst = q + g * count;
         kvarn_to_f32(dst, src, args->q_dtype, count);
-        for (size_t i = 0; i < count; i++) {
-            if (!(dst[i] - dst[i] == 0.0f)) {
-                piece->err = KVARN_EDOMAIN;
-                piece->bad_head = (uint32_t)head;
-                piece->bad_token = column->token_first + (uint32_t)(i / dim);
-                return;
-            }
-        }
         if (!args->is_q_rotated) {
             kvarn_rotate(dst, column->token_count, (uint32_t)dim);
+        }
+        /* A value that is not finite makes its whole rotated block so. */
+        size_t row = first_row_beyond(dst, column->token_count, dim, KVARN_ROTATED_ABS_MAX);
+        if (row < column->token_count) {
+            piece->err = KVARN_EDOMAIN;
+            piece->bad_head = (uint32_t)head;
+            piece->bad_token = column->token_first + (uint32_t)row;
+            return;
         }
     }
 }
@@ -213,12 +235,42 @@ static void piece_run(struct kvd_job *job, void *scratch)
     }
 }
 
-/* Merge the column's pieces, finish, and write out and lse where the client's layout has them. */
+/* Write one query head's rows of out and lse where the client's layout has them. */
+static void column_store_head(struct column *column, uint32_t g, float *out, const float *lse)
+{
+    const struct attend *attend = column->attend;
+    const struct kvd_attend_args *args = &attend->args;
+    size_t dim = attend->ls->spec.v_dim;
+    size_t head = (size_t)column->head * attend->gqa + g;
+    size_t row = head * args->q_tokens + column->token_first;
+    /* A huge scale takes logits out of range, and then out is not a number. */
+    size_t bad_row = first_row_beyond(out, column->token_count, dim, FLT_MAX);
+    int err = bad_row < column->token_count ? KVARN_EDOMAIN : 0;
+    struct kvarn_rows_out to = {
+        .dst = (uint8_t *)args->out + row * dim * kvarn_dtype_bytes(args->out_dtype),
+        .dtype = args->out_dtype,
+        .dst_stride = dim,
+        .rows = column->token_count,
+        .head_dim = (uint32_t)dim,
+        .rotated = args->is_out_rotated};
+
+    if (err == 0) {
+        err = kvarn_rows_from_f32(out, &to, &bad_row);
+    }
+    if (err != 0) {
+        column->err = err;
+        column->bad_head = (uint32_t)head;
+        column->bad_token = column->token_first + (uint32_t)bad_row;
+        return;
+    }
+    memcpy((uint8_t *)args->lse + row * sizeof(float), lse, column->token_count * sizeof(float));
+}
+
+/* Merge the column's pieces, finish and store. */
 static void column_run(struct kvd_job *job, void *scratch)
 {
     struct column *column = (struct column *)(void *)job;
     const struct attend *attend = column->attend;
-    const struct kvd_attend_args *args = &attend->args;
     struct kvarn_attention_params params = column_params(attend, column);
     size_t dim = attend->ls->spec.v_dim;
     size_t tokens = column->token_count;
@@ -232,26 +284,8 @@ static void column_run(struct kvd_job *job, void *scratch)
         kvarn_attention_merge(&params, pieces[0].partial, pieces[i].partial);
     }
     kvarn_attention_finish(&params, pieces[0].partial, out, lse);
-    for (uint32_t g = 0; g < attend->gqa; g++) {
-        size_t head = (size_t)column->head * attend->gqa + g;
-        size_t row = head * args->q_tokens + column->token_first;
-        size_t bad_row = 0;
-        struct kvarn_rows_out to = {
-            .dst = (uint8_t *)args->out + row * dim * kvarn_dtype_bytes(args->out_dtype),
-            .dtype = args->out_dtype,
-            .dst_stride = dim,
-            .rows = tokens,
-            .head_dim = (uint32_t)dim,
-            .rotated = args->is_out_rotated};
-        int err = kvarn_rows_from_f32(out + g * tokens * dim, &to, &bad_row);
-        if (err != 0) {
-            column->err = err;
-            column->bad_head = (uint32_t)head;
-            column->bad_token = column->token_first + (uint32_t)bad_row;
-            return;
-        }
-        memcpy(
-            (uint8_t *)args->lse + row * sizeof(float), lse + g * tokens, tokens * sizeof(float));
+    for (uint32_t g = 0; g < attend->gqa && column->err == 0; g++) {
+        column_store_head(column, g, out + g * tokens * dim, lse + g * tokens);
     }
 }
 
@@ -278,11 +312,75 @@ static void attend_conclude(struct attend *attend)
         const struct column *column = &attend->columns[i];
         if (column->err != 0) {
             kvd_fail(&why, column->err,
-                "out of query head %" PRIu32 ", query token %" PRIu32 " is beyond 65504",
+                "out of query head %" PRIu32 ", query token %" PRIu32
+                " is not finite, or beyond 65504 for halves",
                 column->bad_head, column->bad_token);
         }
     }
     attend_finish(attend, &why);
+}
+
+static void column_done(struct kvd_job *job);
+static void piece_done(struct kvd_job *job);
+
+static uint32_t chunk_tokens(const struct attend *attend)
+{
+    uint32_t tokens = CHUNK_ROWS / attend->gqa;
+
+    tokens = tokens == 0 ? 1 : tokens;
+    return tokens < attend->args.q_tokens ? tokens : attend->args.q_tokens;
+}
+
+static struct column *column_init(struct attend *attend, uint32_t column_idx)
+{
+    struct column *column = &attend->columns[column_idx];
+    uint32_t tokens = chunk_tokens(attend);
+    uint32_t t = column_idx % attend->chunk_count * tokens;
+    uint32_t left = attend->args.q_tokens - t;
+
+    *column = (struct column){.attend = attend,
+        .head = column_idx / attend->chunk_count,
+        .token_first = t,
+        .token_count = left < tokens ? left : tokens};
+    column->job.run = column_run;
+    column->job.done = column_done;
+    return column;
+}
+
+/* Pieces are made in order: by column, runs ascending. The first of a column makes that too. */
+static struct piece *piece_init(struct attend *attend, uint32_t piece_idx)
+{
+    struct piece *piece = &attend->pieces[piece_idx];
+    uint32_t column_idx = piece_idx / attend->run_count;
+    uint32_t run = piece_idx % attend->run_count;
+    struct column *column =
+        run == 0 ? column_init(attend, column_idx) : &attend->columns[column_idx];
+    struct kvarn_attention_params params = column_params(attend, column);
+    size_t floats = kvarn_attention_partial_floats(&params);
+    size_t token_floats = floats / column->token_count;
+    size_t tokens_before = (size_t)column->head * attend->args.q_tokens + column->token_first;
+    uint32_t first = attend->block_first + run * attend->run_blocks;
+    uint32_t left = attend->block_last - first;
+
+    *piece = (struct piece){.attend = attend,
+        .column_idx = column_idx,
+        .block_first = first,
+        .block_last = first + (left < attend->run_blocks ? left : attend->run_blocks),
+        .partial =
+            attend->partials + tokens_before * token_floats * attend->run_count + run * floats};
+    piece->job.run = piece_run;
+    piece->job.done = piece_done;
+    return piece;
+}
+
+static void columns_submit(struct attend *attend, uint32_t count)
+{
+    struct kvd_workers *workers = attend->service->workers;
+
+    for (; count > 0 && attend->jobs_next < attend->column_count; count--) {
+        attend->jobs_left++;
+        kvd_workers_submit(workers, &attend->columns[attend->jobs_next++].job);
+    }
 }
 
 static void column_done(struct kvd_job *job)
@@ -291,6 +389,7 @@ static void column_done(struct kvd_job *job)
 
     KVARN_ASSERT(attend->jobs_left > 0);
     attend->jobs_left--;
+    columns_submit(attend, 1);
     if (attend->jobs_left == 0) {
         attend_conclude(attend);
     }
@@ -305,7 +404,8 @@ static void attend_merge(struct attend *attend)
         const struct piece *piece = &attend->pieces[i];
         if (piece->err != 0) {
             kvd_fail(&why, piece->err,
-                "q of query head %" PRIu32 ", query token %" PRIu32 " is not finite",
+                "q of query head %" PRIu32 ", query token %" PRIu32
+                " is not finite or beyond 32768 once rotated",
                 piece->bad_head, piece->bad_token);
             attend_finish(attend, &why);
             return;
@@ -318,9 +418,18 @@ static void attend_merge(struct attend *attend)
         attend_conclude(attend);
         return;
     }
-    attend->jobs_left = attend->column_count;
-    for (uint32_t i = 0, n = attend->column_count; i < n; i++) {
-        kvd_workers_submit(attend->service->workers, &attend->columns[i].job);
+    attend->jobs_next = 0;
+    columns_submit(attend, JOBS_IN_FLIGHT_MAX);
+}
+
+static void pieces_submit(struct attend *attend, uint32_t count)
+{
+    struct kvd_workers *workers = attend->service->workers;
+
+    for (; count > 0 && attend->jobs_next < attend->piece_count; count--) {
+        struct piece *piece = piece_init(attend, attend->jobs_next++);
+        attend->jobs_left++;
+        kvd_workers_submit(workers, &piece->job);
     }
 }
 
@@ -330,6 +439,7 @@ static void piece_done(struct kvd_job *job)
 
     KVARN_ASSERT(attend->jobs_left > 0);
     attend->jobs_left--;
+    pieces_submit(attend, 1);
     if (attend->jobs_left == 0) {
         attend_merge(attend);
     }
@@ -337,57 +447,14 @@ static void piece_done(struct kvd_job *job)
 
 static void attend_run(struct attend *attend)
 {
-    if (attend->scratch != NULL) {
-        for (uint32_t i = 0; i < attend->piece_count; i++) {
-            piece_run(&attend->pieces[i].job, attend->scratch);
-        }
-        attend_merge(attend);
+    if (attend->scratch == NULL) {
+        pieces_submit(attend, JOBS_IN_FLIGHT_MAX);
         return;
     }
-    attend->jobs_left = attend->piece_count;
-    for (uint32_t i = 0, n = attend->piece_count; i < n; i++) {
-        kvd_workers_submit(attend->service->workers, &attend->pieces[i].job);
+    for (uint32_t i = 0; i < attend->piece_count; i++) {
+        piece_run(&piece_init(attend, i)->job, attend->scratch);
     }
-}
-
-static uint32_t chunk_tokens(const struct attend *attend)
-{
-    uint32_t tokens = CHUNK_ROWS / attend->gqa;
-
-    tokens = tokens == 0 ? 1 : tokens;
-    return tokens < attend->args.q_tokens ? tokens : attend->args.q_tokens;
-}
-
-/* Lay out columns and pieces; all arrays are in place. */
-static void attend_cut(struct attend *attend)
-{
-    uint32_t tokens = chunk_tokens(attend);
-    uint64_t run_blocks = (uint64_t)RUN_BLOCKS * attend->chunk_count;
-    float *partial = attend->partials;
-
-    for (uint32_t c = 0; c < attend->column_count; c++) {
-        struct column *column = &attend->columns[c];
-        uint32_t t = c % attend->chunk_count * tokens;
-        uint32_t left = attend->args.q_tokens - t;
-        *column = (struct column){.attend = attend,
-            .head = c / attend->chunk_count,
-            .token_first = t,
-            .token_count = left < tokens ? left : tokens};
-        column->job.run = column_run;
-        column->job.done = column_done;
-        struct kvarn_attention_params params = column_params(attend, column);
-        for (uint32_t r = 0; r < attend->run_count; r++) {
-            struct piece *piece = &attend->pieces[(size_t)c * attend->run_count + r];
-            uint64_t first = attend->block_first + r * run_blocks;
-            uint64_t last = first + run_blocks;
-            *piece = (struct piece){.attend = attend, .column_idx = c, .partial = partial};
-            piece->job.run = piece_run;
-            piece->job.done = piece_done;
-            piece->block_first = (uint32_t)first;
-            piece->block_last = last < attend->block_last ? (uint32_t)last : attend->block_last;
-            partial += kvarn_attention_partial_floats(&params);
-        }
-    }
+    attend_merge(attend);
 }
 
 /* Whether the loop does it: walk of all rows over what they may see, and the merge. */
@@ -411,10 +478,14 @@ static void attend_plan(struct attend *ret, const struct kvd_attend_args *args, 
         ret->high > low ? (uint32_t)((ret->high + group - 1) / group) : ret->block_first;
     uint32_t tokens = chunk_tokens(ret);
     ret->chunk_count = (args->q_tokens + tokens - 1) / tokens;
-    uint64_t run_blocks = (uint64_t)RUN_BLOCKS * ret->chunk_count;
-    uint32_t blocks = ret->block_last - ret->block_first;
-    ret->run_count = blocks == 0 ? 1 : (uint32_t)((blocks + run_blocks - 1) / run_blocks);
     ret->column_count = ret->ls->kv_heads * ret->chunk_count;
+    uint32_t blocks = ret->block_last - ret->block_first;
+    uint32_t runs_max = ret->column_count < PIECES_MAX ? PIECES_MAX / ret->column_count : 1;
+    uint64_t run_blocks = (uint64_t)RUN_BLOCKS * ret->chunk_count;
+    uint64_t run_blocks_min = (blocks + runs_max - 1) / runs_max;
+    run_blocks = run_blocks < run_blocks_min ? run_blocks_min : run_blocks;
+    ret->run_blocks = run_blocks < UINT32_MAX ? (uint32_t)run_blocks : UINT32_MAX;
+    ret->run_count = blocks == 0 ? 1 : (uint32_t)((blocks + run_blocks - 1) / run_blocks);
     ret->piece_count = ret->column_count * ret->run_count;
 }
 
@@ -487,6 +558,7 @@ void kvd_attend_start(struct kvd_service *service, const struct kvd_attend_args 
         attend->pages[b - attend->block_first] =
             kvd_page_ref(kvd_session_reader_page(session, args->layer, b, args->sealed_blocks));
     }
-    attend_cut(attend);
+    kvd_metrics_add(
+        &service->metrics, KVD_METRIC_tokens_attended, (attend->high - low) * attend->ls->kv_heads);
     attend_run(attend);
 }
