@@ -9,12 +9,14 @@
  */
 #include "server/daemon.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/base/assert.h"
@@ -134,6 +136,20 @@ static void descriptors_raise(const struct kvd_config *config)
     }
 }
 
+/*
+ * Other users are let in by SO_PEERCRED (SEMANTICS.md 25); a file that only its owner may open would
+ * keep them from getting that far. Until here, and without --allow-uids, it is 0600.
+ */
+static int socket_share(const struct kvd_config *config)
+{
+    if (config->allow_uids[0] == '\0' || chmod(config->listen_unix, 0666) == 0) {
+        return 0;
+    }
+    kvd_log(KVD_LOG_ERROR, "socket_not_shared", "path=%s error=%s", config->listen_unix,
+        strerror(errno));
+    return KVARN_EIO;
+}
+
 static int listeners_open(struct kvd_daemon *daemon)
 {
     const struct kvd_config *config = daemon->config;
@@ -143,6 +159,7 @@ static int listeners_open(struct kvd_daemon *daemon)
     if (config->listen_unix[0] != '\0') {
         err = ops->listen_unix(daemon->io, config->listen_unix, kvd_conn_accept, &daemon->service,
             &daemon->unix_listener);
+        err = err == 0 ? socket_share(config) : err;
     }
     if (err == 0 && config->listen_tcp[0] != '\0') {
         err = ops->listen_tcp(daemon->io, config->listen_tcp, kvd_conn_accept, &daemon->service,
