@@ -114,7 +114,8 @@ static double rate_tokens(const struct evaluate_rate *rate)
 struct error_row {
     double k_quantised, k_all, v_quantised, v_all;
     double decode, attend;
-    double lse_rms, lse_max; /* of attend */
+    double decode_lse_rms, decode_lse_max;
+    double attend_lse_rms, attend_lse_max;
 };
 
 static struct error_row layer_errors(const struct evaluate_layer_report *l)
@@ -126,12 +127,14 @@ static struct error_row layer_errors(const struct evaluate_layer_report *l)
         .v_all = error_sum_relative(&l->v_all),
         .decode = error_sum_relative(&l->decode),
         .attend = error_sum_relative(&l->attend),
-        .lse_rms = lse_error_rms(&l->attend_lse),
-        .lse_max = l->attend_lse.max,
+        .decode_lse_rms = lse_error_rms(&l->decode_lse),
+        .decode_lse_max = l->decode_lse.max,
+        .attend_lse_rms = lse_error_rms(&l->attend_lse),
+        .attend_lse_max = l->attend_lse.max,
     };
 }
 
-/* Layers weigh alike, whatever their numbers' size; of lse_max it is the largest. */
+/* Layers weigh alike, whatever their numbers' size; of the _max it is the largest. */
 static struct error_row mean_errors(const struct evaluate_report *report)
 {
     struct error_row mean = {0};
@@ -147,8 +150,10 @@ static struct error_row mean_errors(const struct evaluate_report *report)
         mean.v_all += weight * row.v_all;
         mean.decode += weight * row.decode;
         mean.attend += weight * row.attend;
-        mean.lse_rms += weight * row.lse_rms;
-        mean.lse_max = fmax(mean.lse_max, row.lse_max);
+        mean.decode_lse_rms += weight * row.decode_lse_rms;
+        mean.decode_lse_max = fmax(mean.decode_lse_max, row.decode_lse_max);
+        mean.attend_lse_rms += weight * row.attend_lse_rms;
+        mean.attend_lse_max = fmax(mean.attend_lse_max, row.attend_lse_max);
     }
     return mean;
 }
@@ -177,29 +182,30 @@ static void bytes_print(const struct evaluate_report *r, FILE *out)
     fprintf(out, "  format    %.4f bits a value, %.2fx smaller than fp16\n", bits_per_value(b),
         format_ratio(b));
     fprintf(out, "  effective %.2fx smaller than fp16 with sink and tail\n", effective_ratio(b));
-    fprintf(out, "  computed ");
+    fprintf(out, "  by length");
     for (int i = 0; i < EVALUATE_SIZES; i++) {
-        fprintf(out, " %.2fx at %" PRIu64 " tokens%s", r->size_ratio[i], r->size_tokens[i],
-            i + 1 < EVALUATE_SIZES ? "," : "\n");
+        fprintf(out, " %.2fx at %" PRIu64 "%s", r->size_ratio[i], r->size_tokens[i],
+            i + 1 < EVALUATE_SIZES ? "," : " tokens (computed)\n");
     }
 }
 
 static void error_line(FILE *out, const struct error_row *e)
 {
     fprintf(out, " %9.5f %8.5f %9.5f %8.5f %8.5f %8.5f %8.5f %8.5f\n", e->k_quantised, e->k_all,
-        e->v_quantised, e->v_all, e->decode, e->attend, e->lse_rms, e->lse_max);
+        e->v_quantised, e->v_all, e->decode, e->decode_lse_rms, e->attend, e->attend_lse_rms);
 }
 
 static void errors_print(const struct evaluate_report *r, FILE *out)
 {
     static const char *const heads[2][11] = {
-        {"", "heads", "dim", "K", "K", "V", "V", "decode", "attend", "LSE", "LSE"},
-        {"layer", "KV/q", "K/V", "in tiles", "all", "in tiles", "all", "output", "output", "rms",
-            "max"},
+        {"", "heads", "dim", "K", "K", "V", "V", "decode", "decode", "attend", "attend"},
+        {"layer", "KV/q", "K/V", "in tiles", "all", "in tiles", "all", "output", "LSE", "output",
+            "LSE"},
     };
     struct error_row mean = mean_errors(r);
 
-    fprintf(out, "\nERROR against fp16: sum of squared errors / sum of squares; of LSE in nats\n");
+    fprintf(out, "\nERROR against fp16: sum of squared errors / sum of squares; of LSE the root "
+                 "mean square in nats\n");
     for (int i = 0; i < 2; i++) {
         fprintf(out, "%5s %8s %8s %9s %8s %9s %8s %8s %8s %8s %8s\n", heads[i][0], heads[i][1],
             heads[i][2], heads[i][3], heads[i][4], heads[i][5], heads[i][6], heads[i][7],
@@ -308,8 +314,10 @@ static void error_fields(struct json *json, const struct error_row *e)
     json_f64(json, "v_all", e->v_all);
     json_f64(json, "decode", e->decode);
     json_f64(json, "attend", e->attend);
-    json_f64(json, "lse_rms_nats", e->lse_rms);
-    json_f64(json, "lse_max_nats", e->lse_max);
+    json_f64(json, "decode_lse_rms_nats", e->decode_lse_rms);
+    json_f64(json, "decode_lse_max_nats", e->decode_lse_max);
+    json_f64(json, "attend_lse_rms_nats", e->attend_lse_rms);
+    json_f64(json, "attend_lse_max_nats", e->attend_lse_max);
 }
 
 static void errors_json(const struct evaluate_report *r, struct json *json)

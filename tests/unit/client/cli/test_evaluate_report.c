@@ -40,6 +40,7 @@ static void report_fill(struct evaluate_report *r)
             .v_all = {.error = 0.06 * factor, .power = 1.0, .count = 20},
             .decode = {.error = 0.01 * factor, .power = 1.0, .count = 5},
             .attend = {.error = 0.03 * factor, .power = 1.0, .count = 5},
+            .decode_lse = {.squares = 1.0 * factor * factor, .max = 2.0 * factor, .count = 4},
             .attend_lse = {.squares = 4.0 * factor * factor, .max = 3.0 * factor, .count = 4},
         };
     }
@@ -111,13 +112,13 @@ static void text_has_ratios_means_and_units(void **state)
         "    format: tile pages                         500 B         0.5 B a token\n",
         "  format    2.5000 bits a value, 6.40x smaller than fp16\n",
         "  effective 4.00x smaller than fp16 with sink and tail\n",
-        "  computed  2.00x at 1000 tokens, 3.00x at 2000 tokens, 4.00x at 4000 tokens\n",
-        "    0      2/6    64/32   0.04000  0.02000   0.10000  0.06000  0.01000  0.03000  1.00000  "
-        "3.00000\n",
-        "    3      2/6    64/32   0.08000  0.04000   0.20000  0.12000  0.02000  0.06000  2.00000  "
-        "6.00000\n",
-        " mean                     0.06000  0.03000   0.15000  0.09000  0.01500  0.04500  1.50000  "
-        "6.00000\n",
+        "  by length 2.00x at 1000, 3.00x at 2000, 4.00x at 4000 tokens (computed)\n",
+        "    0      2/6    64/32   0.04000  0.02000   0.10000  0.06000  0.01000  0.50000  0.03000  "
+        "1.00000\n",
+        "    3      2/6    64/32   0.08000  0.04000   0.20000  0.12000  0.02000  1.00000  0.06000  "
+        "2.00000\n",
+        " mean                     0.06000  0.03000   0.15000  0.09000  0.01500  0.75000  0.04500  "
+        "1.50000\n",
         "  in, token by token, layer by layer            2048 tokens/s       8.2 MB/s of payload\n",
         "  out, un-rotated fp16                         16384 tokens/s      65.5 MB/s of payload\n",
         "  attend, one query token                      43 us median       97 us p99 of 9\n",
@@ -145,7 +146,9 @@ static void json_has_the_same_figures(void **state)
         "\"layer\": 3,",
         "\"k_quantised\": 0.08,",
         "\"attend\": 0.045,",
-        "\"lse_max_nats\": 6\n",
+        "\"decode_lse_rms_nats\": 0.75,",
+        "\"decode_lse_max_nats\": 4,",
+        "\"attend_lse_max_nats\": 6\n",
         "\"in_steps\": 2048,",
         "\"out_rows\": 16384\n",
         "\"p99_us\": 97\n",
