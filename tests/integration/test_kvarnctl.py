@@ -1,19 +1,14 @@
-"""kvarnctl as scripts use it: exact forms, exit codes, JSON, files; with the real daemon.
-
-KVARN_BIN_DIR names the folder of the binaries; default build/bin.
-"""
+"""kvarnctl as scripts use it: exact forms, exit codes, JSON, files; with the real daemon."""
 import json
 import os
-import pathlib
-import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(os.environ.get("KVARN_BIN_DIR", ROOT / "build" / "bin"))
+from support.model import attention
+from support.settings import BIN, ROOT, patience
+
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -21,7 +16,7 @@ def ctl(*args, server=None, code=0):
     env = {k: v for k, v in os.environ.items() if k != "KVARN_SERVER"}
     if server:
         env["KVARN_SERVER"] = server
-    done = subprocess.run([str(BIN / "kvarnctl"), *map(str, args)], env=env, timeout=30,
+    done = subprocess.run([str(BIN / "kvarnctl"), *map(str, args)], env=env, timeout=patience(30),
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == code, (args, done.returncode, done.stdout, done.stderr)
     return done
@@ -32,32 +27,8 @@ def ctl_json(*args, **kw):
 
 
 @pytest.fixture
-def server(tmp_path):
-    address = f"unix:{tmp_path}/d/kvarnd.sock"
-    (tmp_path / "d").mkdir(mode=0o700)
-    daemon = subprocess.Popen([str(BIN / "kvarnd"), "--listen-unix", address[5:],
-                               "--memory-limit", "256MiB"], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 20
-    while subprocess.run([str(BIN / "kvarnctl"), "--server", address, "ping"],
-                         capture_output=True, timeout=10).returncode != 0:
-        assert daemon.poll() is None and time.monotonic() < end, "the daemon did not come up"
-    yield address
-    daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(timeout=20) == 0
-
-
-def attention(q, k, v, position):
-    """Exact, float64: q [Hq, T, D], k and v [Hkv, N, D]; causal."""
-    q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    k, v = (np.repeat(x, q.shape[0] // k.shape[0], axis=0) for x in (k, v))
-    logits = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])
-    seen = np.arange(k.shape[1])[None, :] <= position + np.arange(q.shape[1])[:, None]
-    logits = np.where(seen, logits, -np.inf)
-    top = logits.max(axis=2, keepdims=True)
-    weights = np.exp(logits - top)
-    total = weights.sum(axis=2, keepdims=True)
-    return weights / total @ v, (top + np.log(total))[..., 0]
+def server(daemon, transport):
+    return daemon.addresses[transport]
 
 
 def test_usage_is_2_and_goes_to_stderr():
@@ -89,16 +60,15 @@ def test_size_of_llama():
 
 
 def golden_cases():
-    path = GOLDEN / "cases.json"
-    if not path.exists():
-        return []
-    cases = json.loads(path.read_text())
-    return cases["cases"] if isinstance(cases, dict) else cases
+    cases = json.loads((GOLDEN / "cases.json").read_text())
+    cases = cases["cases"] if isinstance(cases, dict) else cases
+    assert len(cases) == 58
+    return cases
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda c: c["name"])
 def test_tile_golden(case, tmp_path):
-    folder = GOLDEN / case["name"]
+    folder = GOLDEN / "cases" / case["name"]
     preset = f"k{case['k_bits']}v{case['v_bits']}"
     shape = ["--preset", preset, "--group", case["group"]]
     dims = ["--head-dim", case["head_dim"], "--v-dim", case["v_dim"]]
