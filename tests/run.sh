@@ -6,9 +6,11 @@ set -eu
 usage()
 {
     cat <<'END'
-usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--jobs N]
-  --build-dir DIR  where to build (default: build, beside the sources)
+usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--tests REGEX] [--jobs N]
+  --build-dir DIR  where to build (default: build, beside the sources); a folder configured
+                   before keeps its options: compiler, sanitizers, ...
   --label TIER     run this tier alone: unit, property, golden, ...; may be repeated
+  --tests REGEX    run the tests of these names alone
   --jobs N         tests at once (default: 2)
 Exit: 0 all passed, 1 a step or a test failed, 2 usage or missing packages.
 END
@@ -24,14 +26,16 @@ usage_error()
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 build=$root/build
 labels=
+tests=
 jobs=2
 while [ $# -gt 0 ]; do
     case "$1" in
-    --build-dir | --label | --jobs)
+    --build-dir | --label | --tests | --jobs)
         [ $# -ge 2 ] || usage_error "$1 needs a value"
         case "$1" in
         --build-dir) build=$2 ;;
         --label) labels=${labels:+$labels|}$2 ;;
+        --tests) tests=$2 ;;
         --jobs) jobs=$2 ;;
         esac
         shift 2
@@ -86,7 +90,7 @@ rm -f "$junit"
 began=$(date +%s)
 status=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j"$jobs" \
-    --output-junit "$junit" ${labels:+-L "^($labels)\$"} || status=$?
+    --output-junit "$junit" ${labels:+-L "^($labels)\$"} ${tests:+-R "$tests"} || status=$?
 echo "run.sh: tests: $(($(date +%s) - began)) s"
 [ -s "$junit" ] || {
     echo "run.sh: ctest wrote no report" >&2
