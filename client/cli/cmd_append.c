@@ -58,10 +58,12 @@ static int arrays_load(struct ctl *ctl, struct append *a)
     return CTL_OK;
 }
 
-/* The session is not there: register the shape that the options and files say, and create it. */
-static int session_create(struct ctl *ctl, const struct append *a,
-    struct kvarn_open_session_args *args, struct kvarn_session **ret_session,
-    struct kvarn_open_session_result *ret)
+/*
+ * Register the shape that the options and files say. A session that is there must have it, one that
+ * is not is made with it.
+ */
+static int shape_register(
+    struct ctl *ctl, const struct append *a, struct kvarn_open_session_args *args)
 {
     const struct kvarn_layer_group layers = {
         .layers = (uint32_t)ctl_number(ctl, "layers"),
@@ -80,9 +82,6 @@ static int session_create(struct ctl *ctl, const struct append *a,
     struct kvarn_register_shape_result registered;
     int err;
 
-    if (shape.model == NULL || !ctl_is_set(ctl, "layers"))
-        return ctl_usage(
-            ctl, "the session is not there: --model and --layers are needed to open it");
     if (kvarn_preset_parse(ctl_text(ctl, "preset"), &shape.k_bits, &shape.v_bits) != 0)
         return ctl_usage(ctl, "--preset: expected k2v2, k4v2 or k4v4");
     if (ctl_is_set(ctl, "sink-tokens"))
@@ -92,8 +91,20 @@ static int session_create(struct ctl *ctl, const struct append *a,
         return ctl_refused(ctl, err);
     args->mode = KVARN_OPEN_EITHER;
     args->shape_id = registered.shape_id;
-    err = kvarn_client_open_session(ctl->client, args, ret_session, ret);
-    return err == 0 ? CTL_OK : ctl_refused(ctl, err);
+    return CTL_OK;
+}
+
+/* Say in the words of the command line why the session could not be opened. */
+static int open_refused(struct ctl *ctl, const struct kvarn_open_session_args *args, int err)
+{
+    if (err == KVARN_ENOT_FOUND && args->mode == KVARN_OPEN_EXISTING)
+        return ctl_usage(
+            ctl, "the session is not there: --model and --layers are needed to open it");
+    if (err == KVARN_ECONFLICT)
+        return ctl_fail(ctl, err,
+            "the session is there with another shape than the files, --model, --revision, "
+            "--layers, --preset, --group and --sink-tokens say: see kvarnctl inspect");
+    return ctl_refused(ctl, err);
 }
 
 static int session_open(struct ctl *ctl, struct append *a)
@@ -110,13 +121,15 @@ static int session_open(struct ctl *ctl, struct append *a)
 
     if (ctl_encoder(ctl_text(ctl, "encoder"), &args.encoder) != 0)
         return ctl_usage(ctl, "--encoder: expected reference or refined");
-    err = kvarn_client_open_session(ctl->client, &args, &a->session, &opened);
-    if (err == KVARN_ENOT_FOUND)
-        code = session_create(ctl, a, &args, &a->session, &opened);
-    else if (err != 0)
-        code = ctl_refused(ctl, err);
+    if (ctl_is_set(ctl, "model") != ctl_is_set(ctl, "layers"))
+        return ctl_usage(ctl, "--model and --layers go together");
+    if (ctl_is_set(ctl, "model"))
+        code = shape_register(ctl, a, &args);
     if (code != CTL_OK)
         return code;
+    err = kvarn_client_open_session(ctl->client, &args, &a->session, &opened);
+    if (err != 0)
+        return open_refused(ctl, &args, err);
     if (a->layer >= opened.layer_count) {
         snprintf(text, sizeof text, "layer %" PRIu32 "; the session has %zu layers", a->layer,
             opened.layer_count);
@@ -166,8 +179,12 @@ static int requests_send(struct ctl *ctl, struct append *a)
         if (has_progress)
             fprintf(stderr, "\r%" PRIu64 " of %" PRIu64 " tokens%s", done + count, a->tokens,
                 err != 0 || done + count == a->tokens ? "\n" : "");
-        if (err != 0)
+        if (err != 0) {
+            if (done > 0)
+                fprintf(stderr, "kvarnctl: append: %" PRIu64 " of %" PRIu64 " tokens are stored\n",
+                    done, a->tokens);
             return ctl_refused(ctl, err);
+        }
         a->request_count++;
     }
     return CTL_OK;

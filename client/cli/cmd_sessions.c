@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/cli/ctl.h"
+#include "client/cli/printable.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 
@@ -14,12 +15,16 @@ int cmd_ping(struct ctl *ctl)
     uint64_t begin_us = ctl_now_us();
     int err = kvarn_client_ping(ctl->client, &result);
     uint64_t took_us = ctl_now_us() - begin_us;
+    char version[PRINTABLE_MAX];
+    char tenant[PRINTABLE_MAX];
 
     if (err != 0)
         return ctl_refused(ctl, err);
     if (!ctl->is_json) {
         printf("kvarnd %s answers in %" PRIu64 " us; up %.1f s, tenant %s\n",
-            server->server_version, took_us, (double)result.uptime_ms / 1000.0, server->tenant);
+            printable_text(server->server_version, version, sizeof version), took_us,
+            (double)result.uptime_ms / 1000.0,
+            printable_text(server->tenant, tenant, sizeof tenant));
         return CTL_OK;
     }
     json_object_open(&ctl->json, NULL);
@@ -50,6 +55,8 @@ static void summary_fields(struct json *json, const struct kvarn_session_summary
 static void summary_print(struct ctl *ctl, const struct kvarn_session_summary *s)
 {
     char text[CTL_BYTES_TEXT_MAX];
+    char name[PRINTABLE_MAX];
+    char model[PRINTABLE_MAX];
 
     if (ctl->is_json) {
         json_object_open(&ctl->json, NULL);
@@ -57,8 +64,9 @@ static void summary_print(struct ctl *ctl, const struct kvarn_session_summary *s
         json_object_close(&ctl->json);
         return;
     }
-    printf("%-32s %-24s %10" PRIu64 " %12s %8" PRIu32 " %9.1f s\n", s->name, s->model, s->length,
-        ctl_bytes_text(s->bytes, text), s->handles, (double)s->idle_ms / 1000.0);
+    printf("%-32s %-24s %10" PRIu64 " %12s %8" PRIu32 " %9.1f s\n",
+        printable_text(s->name, name, sizeof name), printable_text(s->model, model, sizeof model),
+        s->length, ctl_bytes_text(s->bytes, text), s->handles, (double)s->idle_ms / 1000.0);
 }
 
 int cmd_sessions(struct ctl *ctl)
@@ -106,7 +114,7 @@ static void shape_json(struct json *json, const struct kvarn_shape *shape)
 {
     json_object_open(json, "shape");
     json_text(json, "model", shape->model);
-    if (shape->revision != NULL)
+    if (shape->revision != NULL && shape->revision[0] != '\0')
         json_text(json, "revision", shape->revision);
     json_u64(json, "group", shape->group);
     json_u64(json, "k_bits", shape->k_bits);
@@ -160,11 +168,16 @@ static void class_print(const char *name, uint64_t pages, uint64_t bytes)
 static void inspect_print(const struct kvarn_inspect_session_result *r)
 {
     char text[CTL_BYTES_TEXT_MAX];
+    char name[PRINTABLE_MAX];
+    char model[PRINTABLE_MAX];
+    char revision[PRINTABLE_MAX];
 
+    printable_text(r->shape.revision, revision, sizeof revision);
     printf("session      %s\nmodel        %s%s%s\nepoch        %" PRIu64 "\nlength       %" PRIu64
            " tokens\n",
-        r->summary.name, r->shape.model, r->shape.revision != NULL ? " " : "",
-        r->shape.revision != NULL ? r->shape.revision : "", r->summary.epoch, r->summary.length);
+        printable_text(r->summary.name, name, sizeof name),
+        printable_text(r->shape.model, model, sizeof model), revision[0] != '\0' ? " " : "",
+        revision, r->summary.epoch, r->summary.length);
     printf("preset       k%uv%u, group %" PRIu32 ", sink %" PRIu32 " tokens, encoder %s, seal lag "
            "%" PRIu32 " tokens\n",
         r->shape.k_bits, r->shape.v_bits, r->shape.group, shape_sink(&r->shape),
@@ -215,9 +228,12 @@ int cmd_truncate(struct ctl *ctl)
     if (err != 0)
         return ctl_refused(ctl, err);
     if (!ctl->is_json) {
-        printf("%s: truncated to %" PRIu64 " tokens%s; epoch %" PRIu64 "\n", ctl->args.positions[0],
-            ctl_number(ctl, "length"),
-            result.lossy_tail ? ", a sealed block was re-opened from its decoded rows" : "",
+        /* Layers that were shorter stay as they are. */
+        printf("%s: at most %" PRIu64 " tokens a layer; layer 0 has %" PRIu64 "%s; epoch %" PRIu64
+               "\n",
+            ctl->args.positions[0], ctl_number(ctl, "length"),
+            result.layer_count != 0 ? result.layer_lengths[0] : 0,
+            result.lossy_tail ? "; a sealed block was re-opened from its decoded rows" : "",
             result.epoch);
         return CTL_OK;
     }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "client/cli/ctl.h"
+#include "client/cli/printable.h"
 #include "lib/base/assert.h"
 
 #define OPS_MAX       32 /* more than there are calls */
@@ -38,10 +39,11 @@ static void stats_show(struct ctl *ctl, struct top *top, const struct kvarn_stat
 {
     char used[CTL_BYTES_TEXT_MAX];
     char limit[CTL_BYTES_TEXT_MAX];
+    char version[PRINTABLE_MAX];
 
     printf("kvarnd %s  memory %s of %s  sessions %" PRIu64 "  connections %" PRIu64
            "  backlog %" PRIu64 "\n\n",
-        kvarn_client_server(ctl->client)->server_version,
+        printable_text(kvarn_client_server(ctl->client)->server_version, version, sizeof version),
         ctl_bytes_text(counter_find(stats, "memory_used_bytes"), used),
         ctl_bytes_text(counter_find(stats, "memory_limit_bytes"), limit),
         counter_find(stats, "sessions_open"), counter_find(stats, "connections_open"),
@@ -65,13 +67,15 @@ static void stats_show(struct ctl *ctl, struct top *top, const struct kvarn_stat
 static void sessions_show(const struct kvarn_list_sessions_result *list)
 {
     char text[CTL_BYTES_TEXT_MAX];
+    char name[PRINTABLE_MAX];
 
     printf("\n%-32s %10s %12s %8s %11s\n", "SESSION", "TOKENS", "BYTES", "HANDLES", "IDLE");
     for (size_t i = 0; i < list->session_count; i++) {
         const struct kvarn_session_summary *s = &list->sessions[i];
 
-        printf("%-32.32s %10" PRIu64 " %12s %8" PRIu32 " %9.1f s\n", s->name, s->length,
-            ctl_bytes_text(s->bytes, text), s->handles, (double)s->idle_ms / 1000.0);
+        printf("%-32.32s %10" PRIu64 " %12s %8" PRIu32 " %9.1f s\n",
+            printable_text(s->name, name, sizeof name), s->length, ctl_bytes_text(s->bytes, text),
+            s->handles, (double)s->idle_ms / 1000.0);
     }
     if (list->more)
         printf("... and more\n");

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "client/cli/printable.h"
 #include "kvarn/version.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
@@ -33,8 +34,11 @@ bool ctl_is_set(const struct ctl *ctl, const char *name)
 /* Say what failed: to people on stderr, and with --json as the one object on stdout. */
 static void failure_print(struct ctl *ctl, int err, const char *text)
 {
+    char shown[KVARN_CLIENT_ERROR_MAX + 512];
+
     KVARN_ASSERT(err < 0);
-    fprintf(stderr, "kvarnctl: %s\n", text);
+    /* Texts of the server may quote what others sent. */
+    fprintf(stderr, "kvarnctl: %s\n", printable_text(text, shown, sizeof shown));
     ctl->has_failed = true;
     if (!ctl->is_json || ctl->json.depth != 0)
         return;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "client/cli/ctl.h"
+#include "client/cli/printable.h"
 #include "lib/base/assert.h"
 
 static const char *const check_texts[EVALUATE_CHECK_COUNT] = {
@@ -266,13 +267,16 @@ static void checks_print(const struct evaluate_report *r, FILE *out)
 
 void evaluate_report_print(const struct evaluate_report *r, FILE *out)
 {
+    char version[PRINTABLE_MAX];
+
     KVARN_ASSERT(r->tokens > 0);
     fprintf(out,
         "kvarnd %s with %s: %" PRIu32 " layers, %" PRIu64 " tokens, queries of the last %" PRIu64
         "\npreset %s, group %" PRIu32 ", sink %" PRIu32 " tokens, seal lag %" PRIu32
         " tokens, encoder %s\n(pages sealed by refined: %" PRIu64 ", by reference: %" PRIu64 ")\n",
-        r->server_version, r->folder, r->layer_count, r->tokens, r->query_tokens, r->preset,
-        r->group, r->sink_tokens, r->seal_lag, r->encoder, r->pages_refined, r->pages_reference);
+        printable_text(r->server_version, version, sizeof version), r->folder, r->layer_count,
+        r->tokens, r->query_tokens, r->preset, r->group, r->sink_tokens, r->seal_lag, r->encoder,
+        r->pages_refined, r->pages_reference);
     bytes_print(r, out);
     errors_print(r, out);
     speed_print(r, out);
