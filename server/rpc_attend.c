@@ -93,7 +93,9 @@ static int items_fill(struct kvd_attend_batch *batch, struct kvd_failure *why)
         item->op.layer_first = batch->params->layer;
         item->op.layer_count = 1;
         item->op.admit_cb = item_admit_cb;
-        q += kvd_attend_q_bytes(batch->params, session, item->q_tokens);
+        if (q != NULL) { /* without any query tokens there is no payload */
+            q += kvd_attend_q_bytes(batch->params, session, item->q_tokens);
+        }
     }
     return kvd_attend_batch_reserve(batch, why);
 }
