@@ -7,6 +7,7 @@
 #include "server/append.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <xxhash.h>
 
@@ -45,6 +46,7 @@ struct kvd_append {
     int cancel_err;
     size_t charged_bytes;
     struct kvd_append_plan plan;
+    struct kvd_slice slice;     /* listed while blocks are being reserved over several turns */
     struct kvd_seal_list seals; /* owned: for what the commit makes due */
     struct append_job *jobs;    /* within this allocation */
     uint32_t job_room;
@@ -155,10 +157,26 @@ static void append_commit(struct kvd_append *append)
     kvd_session_unref(session);
 }
 
+/* Nothing is stored for a session that was dropped, or too late, or against its owner's wish. */
+static int append_check_wanted(const struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_io *io = append->service->io;
+
+    if (append->session->is_dropped) {
+        return kvd_fail(why, KVARN_ENOT_FOUND, "the session was dropped");
+    }
+    if (append->cancel_err != 0) {
+        return kvd_fail(why, append->cancel_err, "nothing was stored");
+    }
+    if (append->deadline_ns != 0 && io->ops->now_ns(io) > append->deadline_ns) {
+        return kvd_fail(why, KVARN_EDEADLINE, "nothing was stored");
+    }
+    return 0;
+}
+
 /* All units have been converted: commit, unless one had a fault or the append came too late. */
 static void append_conclude(struct kvd_append *append)
 {
-    struct kvd_io *io = append->service->io;
     struct kvd_failure why = {0};
 
     for (uint32_t i = 0; i < append->job_count; i++) {
@@ -168,14 +186,7 @@ static void append_conclude(struct kvd_append *append)
             return;
         }
     }
-    if (append->session->is_dropped) {
-        kvd_fail(&why, KVARN_ENOT_FOUND, "the session was dropped");
-    } else if (append->cancel_err != 0) {
-        kvd_fail(&why, append->cancel_err, "nothing was stored");
-    } else if (append->deadline_ns != 0 && io->ops->now_ns(io) > append->deadline_ns) {
-        kvd_fail(&why, KVARN_EDEADLINE, "nothing was stored");
-    }
-    if (why.err != 0) {
+    if (append_check_wanted(append, &why) != 0) {
         append_abort(append, &why);
         return;
     }
@@ -335,36 +346,77 @@ static void append_run(struct kvd_append *append)
     }
 }
 
-/* Take what one layer needs: blocks, and jobs for the seals that will be due. */
-static int layer_reserve(
-    struct kvd_append *append, const struct kvd_append_layer *al, struct kvd_failure *why)
+/* The blocks that a layer needs: as the plan has them, or one more. */
+static uint64_t layer_blocks(const struct kvd_append *append, const struct kvd_append_layer *al)
 {
-    struct kvd_session *session = append->session;
-    uint64_t end = al->start + al->token_count;
-    uint64_t blocks = (end + session->shape->group - 1) / session->shape->group;
-    int err = kvd_session_reserve(session, al->records.last, KVD_RESERVE_TILES, why);
+    uint64_t group = append->session->shape->group;
 
-    if (err == 0) {
-        err = kvd_session_reserve(session, blocks, KVD_RESERVE_ROWS, why);
-    }
-    if (err == 0 && kvd_seal_prepare(&append->seals, session, al->layer, end, al->records) != 0) {
-        err = kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, al->layer);
-    }
-    return err;
+    return (al->start + al->token_count + group - 1) / group;
 }
 
-/* Reserve blocks and give every unit its page. On failure append_unplace() takes it all back. */
+/* Make the next block that is missing. Returns 1: none is; 0; or an error. */
+static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_session *session = append->session;
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        if (session->block_count < al->records.last) {
+            return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
+        }
+        if (session->block_count < layer_blocks(append, al)) {
+            return kvd_session_add_block(session, KVD_RESERVE_ROWS, why);
+        }
+    }
+    return 1;
+}
+
+/* Give every unit its page, and take the jobs of the seals that the commit will make due. */
 static int append_place(struct kvd_append *append, struct kvd_failure *why)
 {
     int err = 0;
 
     for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
-        err = layer_reserve(append, &append->plan.layers[i], why);
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        if (kvd_seal_prepare(&append->seals, append->session, al->layer,
+                al->start + al->token_count, al->records) != 0) {
+            err =
+                kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, al->layer);
+        }
     }
     for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
         err = kvd_append_unit_place(&append->plan.units[i], append->session, why);
     }
     return err;
+}
+
+/* Reserve what is missing, as far as this turn has time, then convert. */
+static void append_reserve(struct kvd_append *append)
+{
+    struct kvd_slices *slices = &append->service->sessions.slices;
+    struct kvd_failure why = {0};
+    int err = append_check_wanted(append, &why);
+
+    while (err == 0) {
+        err = append_reserve_one(append, &why);
+        if (err == 0 && !kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &append->slice);
+            return;
+        }
+    }
+    if (err > 0) {
+        err = append_place(append, &why);
+    }
+    if (err != 0) {
+        append_abort(append, &why);
+        return;
+    }
+    append_run(append);
+}
+
+static void append_slice_run(struct kvd_slice *slice)
+{
+    append_reserve((void *)((uint8_t *)slice - offsetof(struct kvd_append, slice)));
 }
 
 /* It may be a retry: hash the payload on a worker while nobody else changes the layers. */
@@ -400,12 +452,6 @@ static void append_admit_cb(struct kvd_session_op *op)
             return;
         }
     }
-    if (err == 0) {
-        err = append_place(append, &why);
-        if (err != 0) {
-            append_unplace(append);
-        }
-    }
     if (err != 0) {
         append_finish(append, &why, false);
         return;
@@ -415,7 +461,7 @@ static void append_admit_cb(struct kvd_session_op *op)
         ly->pending_length = append->plan.layers[i].start + append->plan.layers[i].token_count;
         ly->pending++;
     }
-    append_run(append);
+    append_reserve(append);
 }
 
 static size_t round_64(size_t bytes)
@@ -453,6 +499,7 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     }
     struct kvd_append *append = (void *)memory;
     append->op.admit_cb = append_admit_cb;
+    append->slice.run = append_slice_run;
     append->service = service;
     append->session = kvd_session_ref(session);
     append->charged_bytes = bytes;

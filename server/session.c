@@ -73,7 +73,7 @@ bool kvd_session_free_some(struct kvd_session *session, size_t layers_max)
 {
     size_t layers = 0;
 
-    KVARN_ASSERT(session->refs == 0 && !session->is_late);
+    KVARN_ASSERT(session->refs == 0 && !session->kick_slice.is_listed);
     while (session->block_count > 0) {
         kvd_session_pop_block(session);
         layers += session->shape->layer_count;
@@ -135,12 +135,14 @@ int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, u
     }
     if (last > ly->length) {
         why->reason = KVARND__MISS_REASON__MISS_NEVER_STORED;
+        kvd_metrics_add(&session->service->metrics, KVD_METRIC_misses_never_stored, 1);
         return kvd_fail(why, KVARN_EMISS,
             "layer %" PRIu32 " holds %" PRIu64 " tokens, got a range up to %" PRIu64, layer,
             ly->length, last);
     }
     if (first < kept_first) {
         why->reason = KVARND__MISS_REASON__MISS_WINDOW;
+        kvd_metrics_add(&session->service->metrics, KVD_METRIC_misses_window, 1);
         return kvd_fail(why, KVARN_EMISS,
             "layer %" PRIu32 " keeps tokens from %" PRIu64 " on (its window), got %" PRIu64, layer,
             kept_first, first);
@@ -171,7 +173,10 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
         const struct kvd_layer_shape *ls = &session->shape->layers[i];
         const struct kvd_layer *ly = &session->layers[i];
         uint32_t first = ly->dropped_blocks > sinks ? ly->dropped_blocks : sinks;
-        uint64_t sealed = count_from(ly->sealed_blocks, first);
+        /* A dropped session that is being freed has fewer blocks than were sealed. */
+        uint64_t sealed_last =
+            ly->sealed_blocks < session->block_count ? ly->sealed_blocks : session->block_count;
+        uint64_t sealed = count_from(sealed_last, first);
         usage_add(&usage, KVD_PAGE_TILES, sealed, ls->tile_page_bytes);
         usage_add(
             &usage, KVD_PAGE_SINK, count_from(sinks_made, ly->dropped_blocks), ls->rows_page_bytes);

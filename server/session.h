@@ -28,6 +28,7 @@
 #include "server/failure.h"
 #include "server/page_store.h"
 #include "server/shape.h"
+#include "server/slices.h"
 
 struct kvd_service;
 
@@ -69,16 +70,16 @@ TAILQ_HEAD(kvd_session_op_queue, kvd_session_op);
 struct kvd_session {
     RB_ENTRY(kvd_session) name_link;
     LIST_ENTRY(kvd_session) dead_link;
-    TAILQ_ENTRY(kvd_session) late_link;
     struct kvd_service *service;   /* borrowed */
     const struct kvd_shape *shape; /* borrowed from the registry */
     char *name;                    /* owned; NULL: unnamed, ends with its connection */
     uint32_t tenant_id;
     uint32_t refs; /* table, handles, operations, jobs */
     uint32_t handle_count;
-    bool is_dropped; /* out of the table; operations get NOT_FOUND */
-    bool is_kicking; /* guards kvd_session_kick() against itself */
-    bool is_late;    /* in the table's list: the rest of the queue goes on in another turn */
+    bool is_dropped;             /* out of the table; operations get NOT_FOUND */
+    bool is_kicking;             /* guards kvd_session_kick() against itself */
+    bool is_husk;                /* dropped, its blocks are being freed */
+    struct kvd_slice kick_slice; /* listed, with a reference, while the queue waits for a turn */
     uint64_t epoch;
     uint64_t touched_ns;
     struct kvd_session_options options;

@@ -40,17 +40,15 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
         budget->used_bytes, budget->limit_bytes, bytes);
 }
 
-static int table_grow(struct kvd_session *session, uint64_t block_count)
+/* Room for one more block. */
+static int table_grow(struct kvd_session *session)
 {
-    uint64_t room = session->block_room == 0 ? BLOCK_ROOM_MIN : session->block_room;
+    uint32_t room = session->block_room == 0 ? BLOCK_ROOM_MIN : 2 * session->block_room;
+    size_t more = (room - session->block_room) * sizeof(void *);
 
-    while (room < block_count) {
-        room *= 2;
-    }
-    if (room == session->block_room) {
+    if (session->block_count < session->block_room) {
         return 0;
     }
-    size_t more = (room - session->block_room) * sizeof(void *);
     if (kvd_budget_charge(&session->service->budget, KVD_BUDGET_SESSIONS, more) != 0) {
         return KVARN_ENOSPC;
     }
@@ -60,7 +58,7 @@ static int table_grow(struct kvd_session *session, uint64_t block_count)
         return KVARN_ENOSPC;
     }
     session->blocks = blocks;
-    session->block_room = (uint32_t)room;
+    session->block_room = room;
     return 0;
 }
 
@@ -181,28 +179,20 @@ void kvd_session_pop_block(struct kvd_session *session)
     kvd_session_block_destroy(session->service, block_pull(session));
 }
 
-int kvd_session_reserve(struct kvd_session *session, uint64_t block_count, enum kvd_reserve kind,
-    struct kvd_failure *why)
+int kvd_session_add_block(
+    struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why)
 {
-    uint32_t before = session->block_count;
     const struct kvd_shape *shape = session->shape;
+    int err = table_grow(session);
 
-    if (block_count <= before) {
-        return 0;
-    }
-    int err = table_grow(session, block_count);
-    while (err == 0 && session->block_count < block_count) {
+    if (err == 0) {
         err = block_push(session, kind);
     }
     if (err == 0) {
         return 0;
     }
-    while (session->block_count > before) {
-        kvd_session_pop_block(session);
-    }
     size_t bytes =
-        (size_t)(block_count - before) *
-        (shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0));
+        shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0);
     return kvd_session_fail_space(session->service, bytes, why);
 }
 

@@ -15,11 +15,12 @@ enum kvd_reserve {
 };
 
 /*
- * Make blocks up to `block_count`, with pages for all layers, or none at all (SEMANTICS.md 5).
+ * Make one more block, with pages for all layers (SEMANTICS.md 5), or none. Who needs several makes
+ * them one by one, with the layer's pending_length raised, and trims what it does not need.
  * Returns 0; KVARN_ENOSPC, or KVARN_ERETRY_LATER when work in progress may free memory.
  */
-int kvd_session_reserve(struct kvd_session *session, uint64_t block_count, enum kvd_reserve kind,
-    struct kvd_failure *why) KVARN_MUST_CHECK;
+int kvd_session_add_block(
+    struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /*
  * The rows page of a layer's block, writable from row `row_first` on: taken if there is none,

@@ -4,6 +4,8 @@
  *
  * Owner: session. Thread: loop only.
  */
+#include <stddef.h>
+
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/service.h"
@@ -60,31 +62,62 @@ static bool queue_admit_one(struct kvd_session *session)
     return false;
 }
 
+static void kick_slice_run(struct kvd_slice *slice)
+{
+    struct kvd_session *session =
+        (void *)((uint8_t *)slice - offsetof(struct kvd_session, kick_slice));
+
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+static void kick_later(struct kvd_session *session)
+{
+    session->kick_slice.run = kick_slice_run;
+    kvd_slices_add(&session->service->sessions.slices, &session->kick_slice);
+    kvd_session_ref(session);
+}
+
 static void queue_admit(struct kvd_session *session)
 {
-    struct kvd_session_table *table = &session->service->sessions;
-
     do {
         if (TAILQ_EMPTY(&session->ops)) {
             return;
         }
-        if (!kvd_session_table_may_admit(table)) {
-            kvd_session_table_kick_later(table, session);
+        if (!kvd_slices_has_time(&session->service->sessions.slices)) {
+            kick_later(session);
             return;
         }
     } while (queue_admit_one(session));
 }
 
+/* Dropped, and nothing will touch its blocks any more: what is admitted later sees is_dropped. */
+static bool is_hollow(const struct kvd_session *session)
+{
+    if (!session->is_dropped || session->is_husk || !TAILQ_EMPTY(&session->ops)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        if (session->layers[i].pending > 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void kvd_session_kick(struct kvd_session *session)
 {
-    /* While kicking, the loop above looks again after every admission; a late kick will come. */
-    if (session->is_kicking || session->is_late) {
+    /* While kicking, the loop above looks again after every admission; a later kick will come. */
+    if (session->is_kicking || session->kick_slice.is_listed) {
         return;
     }
     session->is_kicking = true;
     kvd_session_ref(session);
     queue_admit(session);
     session->is_kicking = false;
+    if (is_hollow(session)) {
+        kvd_session_table_empty(&session->service->sessions, session);
+    }
     kvd_session_unref(session);
 }
 

@@ -1,11 +1,11 @@
 /*
- * All named sessions, by (tenant, name), in order; and work on sessions that is cut into slices.
+ * All named sessions, by (tenant, name), in order; and the reaper of dropped ones.
  *
  * Owner: service. Thread: loop only.
  */
 #include "server/session_table.h"
 
-#include <stdio.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,10 +20,6 @@
  */
 #define REAP_NS_PER_TURN     UINT64_C(500000)
 #define REAP_LAYERS_PER_TURN 4096
-
-/* Admissions of one burst, and the pause that ends it: about what a turn costs besides. */
-#define BURST_NS_MAX UINT64_C(100000)
-#define BURST_GAP_NS UINT64_C(20000)
 
 static int session_compare(const struct kvd_session *a, const struct kvd_session *b)
 {
@@ -42,38 +38,51 @@ static uint64_t now_ns(const struct kvd_session_table *table)
     return table->io->ops->now_ns(table->io);
 }
 
-static void slice_arm(struct kvd_session_table *table)
-{
-    table->io->ops->timer_start(table->slice_timer, 0, 0);
-}
-
 bool kvd_session_table_has_dead(const struct kvd_session_table *table)
 {
     return !LIST_EMPTY(&table->dead) || !SLIST_EMPTY(&table->dead_blocks);
 }
 
-/* Free one block, or what is left of a session without any. Returns the layers it had. */
+/* Free one block of a session, and the session itself when that was the last. */
+static void reap_session(struct kvd_session *session)
+{
+    if (session->refs == 0) {
+        LIST_REMOVE(session, dead_link);
+        if (!kvd_session_free_some(session, 1)) {
+            LIST_INSERT_HEAD(&session->service->sessions.dead, session, dead_link);
+        }
+        return;
+    }
+    if (session->block_count > 0) {
+        kvd_session_pop_block(session);
+    }
+    if (session->block_count == 0) {
+        LIST_REMOVE(session, dead_link);
+        kvd_session_unref(session);
+    }
+}
+
+/* Free one block. Returns the layers it had. */
 static size_t reap_one(struct kvd_session_table *table)
 {
     struct kvd_block *block = SLIST_FIRST(&table->dead_blocks);
+    size_t layers;
 
     if (block != NULL) {
-        size_t layers = block->layer_count;
+        layers = block->layer_count;
         SLIST_REMOVE_HEAD(&table->dead_blocks, dead_link);
         kvd_session_block_destroy(table->service, block);
-        return layers;
-    }
-    struct kvd_session *session = LIST_FIRST(&table->dead);
-    size_t layers = session->shape->layer_count;
-    LIST_REMOVE(session, dead_link);
-    if (!kvd_session_free_some(session, 1)) {
-        LIST_INSERT_HEAD(&table->dead, session, dead_link);
+    } else {
+        layers = LIST_FIRST(&table->dead)->shape->layer_count;
+        reap_session(LIST_FIRST(&table->dead));
     }
     return layers;
 }
 
-static void reap_slice(struct kvd_session_table *table)
+static void reap_slice_run(struct kvd_slice *slice)
 {
+    struct kvd_session_table *table =
+        (void *)((uint8_t *)slice - offsetof(struct kvd_session_table, reap_slice));
     uint64_t start_ns = now_ns(table);
     size_t layers = 0;
 
@@ -81,41 +90,8 @@ static void reap_slice(struct kvd_session_table *table)
            now_ns(table) - start_ns < REAP_NS_PER_TURN) {
         layers += reap_one(table);
     }
-}
-
-bool kvd_session_table_may_admit(struct kvd_session_table *table)
-{
-    uint64_t now = now_ns(table);
-
-    if (now - table->burst_end_ns > BURST_GAP_NS) {
-        table->burst_start_ns = now;
-    }
-    table->burst_end_ns = now;
-    return now - table->burst_start_ns <= BURST_NS_MAX;
-}
-
-/* Go on with queues, the one that has waited longest first. */
-static void late_slice(struct kvd_session_table *table)
-{
-    struct kvd_session *session;
-
-    table->burst_start_ns = table->burst_end_ns = now_ns(table); /* a new turn for sure */
-    while ((session = TAILQ_FIRST(&table->late)) != NULL && kvd_session_table_may_admit(table)) {
-        TAILQ_REMOVE(&table->late, session, late_link);
-        session->is_late = false;
-        kvd_session_kick(session);
-        kvd_session_unref(session);
-    }
-}
-
-static void slice_timer_cb(void *ctx)
-{
-    struct kvd_session_table *table = ctx;
-
-    late_slice(table);
-    reap_slice(table);
-    if (kvd_session_table_has_dead(table) || !TAILQ_EMPTY(&table->late)) {
-        slice_arm(table);
+    if (kvd_session_table_has_dead(table)) {
+        kvd_slices_add(&table->slices, slice);
     }
 }
 
@@ -128,7 +104,7 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
     RB_INIT(&table->named);
     LIST_INIT(&table->dead);
     SLIST_INIT(&table->dead_blocks);
-    TAILQ_INIT(&table->late);
+    table->reap_slice.run = reap_slice_run;
     table->count = 0;
     table->count_max = (uint32_t)service->config->sessions_max;
     /* A random start: an epoch that a client kept from an earlier run matches nothing. */
@@ -137,31 +113,21 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
         return err;
     }
     table->epoch_last >>= 1; /* room to count up */
-    table->slice_timer = io->ops->timer_create(io, slice_timer_cb, table);
-    return table->slice_timer == NULL ? KVARN_ENOMEM : 0;
+    return kvd_slices_init(&table->slices, io);
 }
 
 void kvd_session_table_fini(struct kvd_session_table *table)
 {
     struct kvd_session *session;
 
-    if (table->slice_timer == NULL) {
+    if (table->slices.timer == NULL) {
         return; /* zeroed, or init failed: nothing was ever inserted */
-    }
-    while ((session = TAILQ_FIRST(&table->late)) != NULL) {
-        TAILQ_REMOVE(&table->late, session, late_link);
-        session->is_late = false;
-        kvd_session_unref(session);
     }
     while ((session = RB_MIN(kvd_session_tree, &table->named)) != NULL) {
         kvd_session_table_drop(table, session);
     }
-    while (kvd_session_table_has_dead(table)) {
-        (void)reap_one(table);
-    }
-    KVARN_ASSERT(table->count == 0);
-    table->io->ops->timer_destroy(table->slice_timer);
-    table->slice_timer = NULL;
+    kvd_slices_fini(&table->slices); /* reaps to the end */
+    KVARN_ASSERT(table->count == 0 && !kvd_session_table_has_dead(table));
 }
 
 struct kvd_session *kvd_session_table_find(
@@ -186,10 +152,15 @@ void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session 
         return;
     }
     session->is_dropped = true;
+    KVARN_ASSERT(table->count > 0);
+    table->count--;
+    kvd_session_ref(session);
     if (session->name != NULL) {
         RB_REMOVE(kvd_session_tree, &table->named, session);
         kvd_session_unref(session);
     }
+    kvd_session_kick(session); /* empties it now, unless something is in flight */
+    kvd_session_unref(session);
 }
 
 struct kvd_session *kvd_session_table_next(
@@ -211,25 +182,34 @@ uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table)
     return ++table->epoch_last;
 }
 
+static void reap_soon(struct kvd_session_table *table)
+{
+    if (!table->reap_slice.is_listed) {
+        kvd_slices_add(&table->slices, &table->reap_slice);
+    }
+}
+
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session)
 {
-    KVARN_ASSERT(table->count > 0);
-    table->count--;
+    if (!session->is_dropped) {
+        KVARN_ASSERT(table->count > 0);
+        table->count--;
+    }
     LIST_INSERT_HEAD(&table->dead, session, dead_link);
-    slice_arm(table);
+    reap_soon(table);
+}
+
+void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session *session)
+{
+    KVARN_ASSERT(session->is_dropped && !session->is_husk);
+    session->is_husk = true;
+    LIST_INSERT_HEAD(&table->dead, session, dead_link);
+    kvd_session_ref(session);
+    reap_soon(table);
 }
 
 void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block)
 {
     SLIST_INSERT_HEAD(&table->dead_blocks, block, dead_link);
-    slice_arm(table);
-}
-
-void kvd_session_table_kick_later(struct kvd_session_table *table, struct kvd_session *session)
-{
-    KVARN_ASSERT(!session->is_late);
-    session->is_late = true;
-    (void)kvd_session_ref(session); /* by itself: the macro evaluates its argument many times */
-    TAILQ_INSERT_TAIL(&table->late, session, late_link);
-    slice_arm(table);
+    reap_soon(table);
 }

@@ -1,6 +1,5 @@
 /*
- * All named sessions, by (tenant, name), in order; and the work on sessions that is cut into
- * slices: freeing what was dropped, and queues too long for one turn.
+ * All named sessions, by (tenant, name), in order; and the reaper of dropped ones.
  *
  * Owner: service. Thread: loop only.
  */
@@ -12,10 +11,10 @@
 #include <stdint.h>
 
 #include "server/session.h"
+#include "server/slices.h"
 
 RB_HEAD(kvd_session_tree, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
-TAILQ_HEAD(kvd_session_late_list, kvd_session);
 SLIST_HEAD(kvd_block_dead_list, kvd_block);
 
 struct kvd_io;
@@ -25,14 +24,12 @@ struct kvd_session_table {
     struct kvd_service *service;            /* borrowed */
     struct kvd_io *io;                      /* borrowed */
     struct kvd_session_tree named;          /* each entry holds a reference */
-    struct kvd_session_dead_list dead;      /* unreferenced, pages not all freed yet */
+    struct kvd_session_dead_list dead;      /* to be freed: unreferenced, or husks: dropped */
     struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */
-    struct kvd_session_late_list late;      /* queues to go on with; each holds a reference */
-    struct kvd_timer *slice_timer;          /* owned: armed while there is dead or late work */
-    uint64_t burst_start_ns;                /* admissions that followed each other closely */
-    uint64_t burst_end_ns;
-    uint64_t epoch_last; /* epochs are never reused within a run; seeded by the clock */
-    uint32_t count;      /* named and unnamed, alive */
+    struct kvd_slices slices;
+    struct kvd_slice reap_slice; /* listed while there is something dead */
+    uint64_t epoch_last;         /* epochs are never reused within a run; random at first */
+    uint32_t count;              /* named and unnamed, alive */
     uint32_t count_max;
 };
 
@@ -49,7 +46,10 @@ struct kvd_session *kvd_session_table_find(
 /* Insert a named session; takes a reference of its own. The name must be free. */
 void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_session *session);
 
-/* Mark dropped and take out of the table; waiting operations run into NOT_FOUND. */
+/*
+ * Mark dropped and take out of the table; waiting operations run into NOT_FOUND. Its pages are
+ * freed as soon as nothing is in flight on it, whoever still has a handle.
+ */
 void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session *session);
 
 /* First session of a tenant with a name > after (NULL: the first) ; NULL at the end. */
@@ -61,19 +61,19 @@ uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table);
 /* For kvd_session_unref(): free it in slices (SEMANTICS.md 11). */
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session);
 
+/* For kvd_session_kick(): free the blocks of a dropped session on which nothing is pending. */
+void kvd_session_table_hollow(struct kvd_session_table *table, struct kvd_session *session);
+
+/*
+ * For kvd_session_kick(): a dropped session on which nothing is in flight. Free its blocks, though
+ * handles may hold the session itself for long.
+ */
+void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session *session);
+
 /* The same for a block that has left its session. */
 void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block);
 
 /* True while something buried still holds memory. */
 bool kvd_session_table_has_dead(const struct kvd_session_table *table);
-
-/*
- * What admissions may take of a turn, over all sessions (SEMANTICS.md 18). The turn's begin is not
- * known: admissions less than 20 us apart count as one burst. False: go on in a later turn.
- */
-bool kvd_session_table_may_admit(struct kvd_session_table *table);
-
-/* Kick a session in a later turn, after those that wait for that already. */
-void kvd_session_table_kick_later(struct kvd_session_table *table, struct kvd_session *session);
 
 #endif
