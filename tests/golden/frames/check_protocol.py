@@ -50,8 +50,8 @@ def check(root):
     wanted = {0: "OK", **{int(n): label.upper() for n, label in errors}}
     yield "errors", len(errors) >= 20 and table_rows == wanted
 
-    calls = re.findall(
-        r'X\((\d+), \w+, "\w+",\s+(\w+),', (root / "proto/frame.h").read_text().replace("\\\n", " "))
+    header = (root / "proto/frame.h").read_text().replace("\\\n", " ")
+    calls = re.findall(r'X\((\d+), \w+, "\w+",\s+(\w+),', header)
     table_rows = table(section(text, "| type | call |", "### OpenSession"))
     yield "calls", len(calls) >= 16 and table_rows == {int(n): name for n, name in calls}
     yield "calls of the golden frames", {int(n) for n, _ in calls} | {0} == set(
