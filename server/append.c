@@ -16,9 +16,6 @@
 #include "server/service.h"
 #include "server/session_blocks.h"
 
-/* Up to this much payload is rotated on the loop, within its 100 us (SEMANTICS.md 18). */
-#define INLINE_BYTES_MAX (64 * 1024)
-
 /* Payload per job: large enough that the 50 us of a wake-up do not count. */
 #define JOB_BYTES_MIN (256 * 1024)
 
@@ -332,7 +329,7 @@ static void append_cut(struct kvd_append *append, bool is_one_job)
 
 static void append_run(struct kvd_append *append)
 {
-    bool is_inline = append->plan.src_bytes <= INLINE_BYTES_MAX && !append->is_batched;
+    bool is_inline = append->plan.src_bytes <= KVD_APPEND_INLINE_BYTES_MAX && !append->is_batched;
 
     append_cut(append, is_inline);
     append->jobs_left = append->job_count;

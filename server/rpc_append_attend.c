@@ -14,12 +14,6 @@
 #include "server/rpc.h"
 #include "server/rpc_check.h"
 
-/*
- * K and V of a whole request up to this are hashed and rotated on the loop, within its 100 us
- * (SEMANTICS.md 18): the bound that one append has, shared by the items.
- */
-#define INLINE_BYTES_MAX (64 * 1024)
-
 static uint32_t query_tokens_of(const Kvarnd__AppendAttendItem *wire)
 {
     return wire->has_query_tokens ? wire->query_tokens : wire->token_count;
@@ -247,7 +241,8 @@ void kvd_rpc_append_attend(struct kvd_request *request)
     for (uint32_t i = 0; i < batch->item_count; i++) {
         struct kvd_attend_item *item = &batch->items[i];
         uint64_t bytes = kv_bytes_of(message, item->session, message->items[i]);
-        item_begin(item, kv, kv_bytes <= INLINE_BYTES_MAX);
+        /* What one append may take of the loop's time, for hashing too, is shared by the items. */
+        item_begin(item, kv, kv_bytes <= KVD_APPEND_INLINE_BYTES_MAX);
         kv += bytes;
     }
     kvd_attend_batch_part_done(batch);

@@ -18,7 +18,7 @@
 #define SPACE_RETRY_MS 20
 
 /* Layers of blocks that a trim frees itself: some tens of microseconds (SEMANTICS.md 18). */
-#define TRIM_LAYERS_MAX 512
+#define TRIM_LAYERS_MAX 128
 
 static size_t block_bytes(uint32_t layer_count)
 {

@@ -80,11 +80,14 @@ static void kick_later(struct kvd_session *session)
 
 static void queue_admit(struct kvd_session *session)
 {
+    struct kvd_slices *slices = &session->service->sessions.slices;
+
+    kvd_slices_begin(slices);
     do {
         if (TAILQ_EMPTY(&session->ops)) {
             return;
         }
-        if (!kvd_slices_has_time(&session->service->sessions.slices)) {
+        if (!kvd_slices_has_time(slices)) {
             kick_later(session);
             return;
         }

@@ -18,7 +18,7 @@
  * system some microseconds, so that the clock decides, after each block, within the 1 ms of
  * SEMANTICS.md 11. The count bounds the turns of a clock that stands still.
  */
-#define REAP_NS_PER_TURN     UINT64_C(500000)
+#define REAP_NS_PER_TURN     UINT64_C(250000)
 #define REAP_LAYERS_PER_TURN 4096
 
 static int session_compare(const struct kvd_session *a, const struct kvd_session *b)

@@ -72,7 +72,7 @@ void kvd_slices_add(struct kvd_slices *slices, struct kvd_slice *slice)
     arm(slices);
 }
 
-bool kvd_slices_has_time(struct kvd_slices *slices)
+void kvd_slices_begin(struct kvd_slices *slices)
 {
     uint64_t now = now_ns(slices);
 
@@ -80,5 +80,10 @@ bool kvd_slices_has_time(struct kvd_slices *slices)
         slices->burst_start_ns = now;
     }
     slices->burst_end_ns = now;
-    return now - slices->burst_start_ns <= BURST_NS_MAX;
+}
+
+bool kvd_slices_has_time(struct kvd_slices *slices)
+{
+    slices->burst_end_ns = now_ns(slices);
+    return slices->burst_end_ns - slices->burst_start_ns <= BURST_NS_MAX;
 }

@@ -2,8 +2,9 @@
  * Work of the loop that is cut into slices, so that no callback computes for more than 100 us
  * (SEMANTICS.md 18).
  *
- * Owner: session table. Thread: loop only. Who has much to do asks kvd_slices_has_time() between
- * two steps, and when it says no, lists a slice to go on in a later turn.
+ * Owner: session table. Thread: loop only. Who has much to do begins, asks kvd_slices_has_time()
+ * between two steps, and when it says no, lists a slice to go on in a later turn; a slice that runs
+ * has begun.
  */
 #ifndef KVD_SLICES_H
 #define KVD_SLICES_H
@@ -43,9 +44,12 @@ void kvd_slices_fini(struct kvd_slices *slices);
 void kvd_slices_add(struct kvd_slices *slices, struct kvd_slice *slice);
 
 /*
- * Whether this turn may take another step. When the turn began is not known: steps less than 20 us
- * apart count as one burst, which has 100 us.
+ * Say that steps begin. When the turn began is not known: what begins less than 20 us after the
+ * last step belongs to the same turn, and shares its 100 us.
  */
+void kvd_slices_begin(struct kvd_slices *slices);
+
+/* Whether this turn may take another step. Asked between steps. */
 bool kvd_slices_has_time(struct kvd_slices *slices);
 
 #endif
