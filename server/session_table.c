@@ -79,6 +79,13 @@ static size_t reap_one(struct kvd_session_table *table)
     return layers;
 }
 
+static void reap_soon(struct kvd_session_table *table)
+{
+    if (!table->reap_slice.is_listed) {
+        kvd_slices_add(&table->slices, &table->reap_slice);
+    }
+}
+
 static void reap_slice_run(struct kvd_slice *slice)
 {
     struct kvd_session_table *table =
@@ -91,7 +98,7 @@ static void reap_slice_run(struct kvd_slice *slice)
         layers += reap_one(table);
     }
     if (kvd_session_table_has_dead(table)) {
-        kvd_slices_add(&table->slices, slice);
+        reap_soon(table); /* a husk that went to its grave has listed the slice already */
     }
 }
 
@@ -180,13 +187,6 @@ struct kvd_session *kvd_session_table_next(
 uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table)
 {
     return ++table->epoch_last;
-}
-
-static void reap_soon(struct kvd_session_table *table)
-{
-    if (!table->reap_slice.is_listed) {
-        kvd_slices_add(&table->slices, &table->reap_slice);
-    }
 }
 
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session)
