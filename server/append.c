@@ -593,6 +593,9 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
     append->done_cb = args->done_cb;
     append->op.layer_first = args->runs[0].layer;
     append->op.layer_count = last->layer - append->op.layer_first + 1;
+    if (args->ret_append != NULL) {
+        *args->ret_append = append;
+    }
     kvd_session_enqueue(args->session, &append->op);
     return 0;
 }

@@ -99,6 +99,8 @@ struct kvd_append_tiles_args {
     const void *payload;   /* borrowed until done_cb */
     uint64_t payload_hash; /* XXH3-64 of the payload */
     uint64_t deadline_ns;
+    /* Where the token for kvd_append_cancel() goes, before done_cb can run; may be NULL. */
+    struct kvd_append **ret_append;
     void *ctx;
     void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
 };

@@ -35,7 +35,8 @@ void kvd_rpc_open_session(struct kvd_request *request);
 void kvd_rpc_close_session(struct kvd_request *request);
 void kvd_rpc_drop_session(struct kvd_request *request);
 void kvd_rpc_truncate(struct kvd_request *request);
-void kvd_rpc_list_sessions(struct kvd_request *request);
+
+void kvd_rpc_list_sessions(struct kvd_request *request); /* rpc_session_view.c */
 void kvd_rpc_inspect_session(struct kvd_request *request);
 
 int kvd_rpc_append_payload(

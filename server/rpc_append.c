@@ -18,7 +18,7 @@
 struct append_call {
     struct kvd_request *request;
     struct kvd_session *session; /* borrowed from the append */
-    struct kvd_append *append;   /* borrowed until done_cb; Append only */
+    struct kvd_append *append;   /* borrowed until done_cb */
     uint32_t layer_first, layer_count;
     struct kvd_append_run *runs; /* AppendTiles only */
     uint32_t run_count;
@@ -305,8 +305,10 @@ void kvd_rpc_append_tiles(struct kvd_request *request)
         .payload = request->payload,
         .payload_hash = request->payload_hash,
         .deadline_ns = request->deadline_ns,
+        .ret_append = &call->append,
         .ctx = call,
         .done_cb = tiles_call_done_cb};
+    request->cancel_cb = append_call_cancel_cb;
     if (kvd_append_tiles_start(request->service, &args) != 0) {
         kvd_fail(&why, KVARN_ENOMEM, "no memory for the append");
         kvd_request_fail(request, &why);

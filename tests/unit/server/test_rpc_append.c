@@ -532,6 +532,36 @@ static void test_s21_records_not_finite_are_domain(void **state)
     rpc_rig_fini(&rig);
 }
 
+static void test_s17_waiting_tiles_are_cancelled(void **state)
+{
+    struct rpc_rows rows = {.layer_count = 1, .token_count = 256, .seed = 1};
+    Kvarnd__Cancel cancel = KVARND__CANCEL__INIT;
+    struct tiles tiles;
+    int errs[64];
+    struct rpc_rig rig;
+
+    (void)state;
+    rpc_rig_init(&rig, &(struct kvt_host_options){0}, &rpc_shape_large);
+    struct rpc_session from = rpc_open(&rig, NULL, 0);
+    struct rpc_session to = rpc_open(&rig, NULL, 0);
+    rpc_append_all(&rig, &from, 0, 384);
+    tiles_read(&rig, &from, 1, 256, 384, &tiles);
+    uint64_t running = send_append(&rig, &to, &rows, 0);
+    tiles.message.handle = to.handle;
+    tiles.message.epoch = to.epoch;
+    cancel.request_id = kvt_peer_send(
+        &rig.peer, KVARN_FRAME_APPEND_TILES, &tiles.message.base, tiles.payload, tiles.bytes);
+    (void)kvt_peer_send(&rig.peer, KVARN_FRAME_CANCEL, &cancel.base, NULL, 0);
+    kvt_host_settle(&rig.host);
+    answers_take(&rig, errs, 64);
+    assert_int_equal(errs[running], 1);
+    assert_int_equal(errs[cancel.request_id], 1 - KVARN_ECANCELLED);
+    assert_int_equal(tiles_append_err(&rig, &to, &tiles), 0);
+    assert_same_stored(&rig, &from, &to, 1, 0, 384);
+    free(tiles.payload);
+    rpc_rig_fini(&rig);
+}
+
 static Kvarnd__Run run_of(uint32_t layer, uint64_t first, uint64_t count, int form)
 {
     Kvarnd__Run run = KVARND__RUN__INIT;
@@ -644,6 +674,7 @@ int main(void)
         cmocka_unit_test(test_s21_rows_of_whole_blocks_are_sealed),
         cmocka_unit_test(test_s21_records_not_finite_are_domain),
         cmocka_unit_test(test_s21_runs_that_make_no_sense_are_refused),
+        cmocka_unit_test(test_s17_waiting_tiles_are_cancelled),
         cmocka_unit_test(test_append_tiles_without_runs_is_refused),
         cmocka_unit_test(test_s05_full_daemon_answers_no_space),
     };
