@@ -65,6 +65,29 @@ def test_named_session_outlives_close_and_ends_with_drop(conn):
     assert fresh.opened.created and fresh.lengths == [0] * 3
 
 
+def test_dropped_session_gives_its_memory_back_though_it_is_held(start, connect):
+    """An idle client with a handle must not keep what another has dropped; not even while an
+    append is on its way, which then stores nothing."""
+    daemon = start("--workers", "1", env={"KVARND_TEST_JITTER_US": "100000",
+                                          "KVARND_TEST_JITTER_SEED": "2"})
+    holder, other = connect(daemon), connect(daemon)
+    held = [Session(holder, SHAPE, f"s{i}") for i in range(3)]
+    for session in held:
+        session.append(rows(300, layers=3), 0)
+    request_id = holder.send(*held[0].append_request(rows(1000), 300))
+    waiting = holder.send(*held[0].append_request(rows(1), 1300))
+    holder.ping()
+    for session in held:
+        other.call(pb.DropSession(name=session.name))
+    assert other.counter("sessions_open") == 0
+    assert holder.recv(request_id).code == holder.recv(waiting).code == "NOT_FOUND"
+    while any(other.counter(f"pages_{c}") for c in ("tiles", "sink", "tail")):
+        pass
+    for session in held:
+        assert refusal(session.inspect).code == "NOT_FOUND"
+        session.close()
+
+
 def test_drop_by_name_and_create_again_gives_new_epochs(conn):
     """SEMANTICS 7: an epoch is never used again for a name."""
     seen = set()

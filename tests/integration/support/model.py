@@ -100,7 +100,7 @@ class Model:
         for lm in self.layers:
             cut = min(lm.length, length)
             needed = max(cut - lm.window + 1, 0)
-            if cut < lm.length and lm.dropped and needed < lm.dropped * self.shape.group:
+            if 0 < cut < lm.length and needed < lm.dropped * self.shape.group:
                 return True
         return False
 
