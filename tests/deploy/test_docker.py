@@ -90,6 +90,5 @@ def test_image_has_every_library(folder, build):
         needed |= {owner(pathlib.Path(loaded[name]).resolve()) for name in names}
     base = {"libc6", "libgcc-s1"}  # of every image
     sanitizers = {name for name in needed if re.match(r"lib(a|t|ub)san", name)}
-    assert needed - base - sanitizers <= listed
-    assert {"libuv1", "libprotobuf-c1"} <= needed
-    assert all(name in listed for name in ("libjemalloc2", "libsystemd0"))
+    # A build without jemalloc, or on a system without libsystemd, is not the image's.
+    assert needed - base - sanitizers | {"libjemalloc2", "libsystemd0"} == listed
