@@ -138,7 +138,7 @@ static void bytes_send(struct dispatch_client *client, const uint8_t *bytes, siz
             kvt_host_settle(client->host);
         }
     }
-    client->is_loose = client->is_loose || sent < count;
+    client->is_cut = client->is_cut || sent < count;
 }
 
 static struct dispatch_sent *sent_add(struct dispatch_client *client, uint8_t type)
@@ -194,12 +194,13 @@ void dispatch_client_send(struct dispatch_client *client, const struct dispatch_
             bytes[count - KVARN_FRAME_TRAILER_BYTES + i] = (uint8_t)(hash >> (8 * i));
         }
     }
+    sent->is_corrupt = has_trailer && frame->has_wrong_trailer && frame->payload_bytes > 0;
     sent_learn(client, sent, frame->message, frame->message_bytes);
     const uint64_t implied =
         dispatch_client_implied_bytes(client, frame->type, frame->message, frame->message_bytes);
     sent->payload_bytes = implied == frame->announced_bytes ? implied : 0;
     /* A frame of another size than it says swallows what follows, or is followed by rubbish. */
-    client->is_loose = client->is_loose || frame->announced_bytes != frame->payload_bytes;
+    client->is_cut = client->is_cut || frame->announced_bytes != frame->payload_bytes;
     bytes_send(client, bytes, count);
     free(client->last_bytes);
     client->last_bytes = bytes;
@@ -232,6 +233,11 @@ void dispatch_client_send_again(struct dispatch_client *client)
 }
 
 /* Replies. */
+
+static bool is_vague(const struct dispatch_client *client)
+{
+    return client->is_loose || client->is_cut;
+}
 
 static struct dispatch_sent *sent_find(struct dispatch_client *client, uint64_t id)
 {
@@ -375,7 +381,7 @@ static void reply_check(struct dispatch_client *client, const struct kvt_frame *
     if (is_error && code != kvarn_wire_status(KVARN_EUNSUPPORTED)) {
         client->is_refused = true;
     }
-    if (client->is_loose) {
+    if (is_vague(client)) {
         return;
     }
     if (sent == NULL) {
@@ -385,7 +391,9 @@ static void reply_check(struct dispatch_client *client, const struct kvt_frame *
     KVARN_ASSERT(!sent->is_answered);
     KVARN_ASSERT(is_error || frame->header.type == sent->type);
     sent->is_answered = true;
+    sent->code = code;
     if (code == 0) {
+        KVARN_ASSERT(!sent->is_corrupt);
         success_check(client, sent, frame);
     }
 }
@@ -425,9 +433,37 @@ void dispatch_client_check_answered(struct dispatch_client *client)
         return;
     }
     KVARN_ASSERT(!client->is_refused);
-    for (unsigned i = 0; !client->is_loose && i < client->sent_count; i++) {
+    for (unsigned i = 0; !is_vague(client) && i < client->sent_count; i++) {
         KVARN_ASSERT(client->sent[i].is_answered);
     }
+}
+
+void dispatch_client_check_credit(struct dispatch_client *client)
+{
+    if (!dispatch_client_is_open(client) || is_vague(client) ||
+        client->sent_count == DISPATCH_SENT_MAX) {
+        return;
+    }
+    /* Ping takes no payload, so this is refused, but not before credit was looked at. */
+    const struct kvd_config *config = &client->host->config;
+    const size_t bytes = (size_t)(config->credit_bytes < config->payload_max ? config->credit_bytes
+                                                                             : config->payload_max);
+    uint8_t *payload = calloc(1, bytes);
+    const struct dispatch_frame frame = {.type = KVARN_FRAME_PING,
+        .message = payload,
+        .payload = payload,
+        .payload_bytes = bytes,
+        .announced_bytes = bytes};
+
+    KVARN_ASSERT(payload != NULL);
+    dispatch_client_send(client, &frame);
+    free(payload);
+    kvt_host_settle(client->host);
+    dispatch_client_take(client);
+    const struct dispatch_sent *sent = &client->sent[client->sent_count - 1];
+    KVARN_ASSERT(is_vague(client) || client->is_refused || sent->is_answered);
+    KVARN_ASSERT(sent->code != kvarn_wire_status(KVARN_ERETRY_LATER));
+    KVARN_ASSERT(is_vague(client) || client->is_refused || sent->code != 0);
 }
 
 uint64_t dispatch_client_staging_bound(const struct dispatch_client *client)

@@ -21,6 +21,8 @@ struct dispatch_sent {
     uint64_t id;
     uint8_t type;
     bool is_answered;
+    bool is_corrupt;               /* its trailer is not its payload's: it must not succeed */
+    uint32_t code;                 /* once answered: of the status */
     uint64_t payload_bytes;        /* that the message implies and the header announces */
     const struct kvd_shape *shape; /* ReadBlocks: of the session; NULL: none */
     bool has_k, has_v;             /* ReadBlocks */
@@ -46,8 +48,9 @@ struct dispatch_client {
     struct dispatch_hints hints;
     struct dispatch_sent sent[DISPATCH_SENT_MAX];
     unsigned sent_count;
-    /* Bytes went out that are no whole frame: which answers come cannot be foretold. */
-    bool is_loose;
+    /* A frame stayed cut: what follows may be swallowed, so which answers come is not known. */
+    bool is_cut;
+    bool is_loose;       /* bytes went out that are no frame at all: nothing is known */
     bool is_refused;     /* the daemon does not trust what came: it must close */
     uint8_t *last_bytes; /* owned: the last frame, for a retry */
     size_t last_count;
@@ -83,6 +86,9 @@ void dispatch_client_take(struct dispatch_client *client);
 
 /* Nothing is in flight any more: all that was asked must have been answered. */
 void dispatch_client_check_answered(struct dispatch_client *client);
+
+/* Nor may any credit be in use: a request with all that there is must not be told to wait. */
+void dispatch_client_check_credit(struct dispatch_client *client);
 
 /* Bytes of staging that requests not answered yet may be charged for. */
 uint64_t dispatch_client_staging_bound(const struct dispatch_client *client);

@@ -122,6 +122,9 @@ static void frame_send(struct run *run, uint8_t type, const uint8_t *message, si
     } else if (how >= 0xec && frame.payload_bytes > 0) {
         frame.payload_bytes--; /* the rest does not come */
         frame.flags = 0;
+    } else if (how >= 0xe8) {
+        frame.announced_bytes = PAYLOAD_BYTES_MAX; /* as if it were a lot */
+        frame.flags = 0;
     }
     payload_fill(run, frame.payload_bytes);
     dispatch_client_send(run->client, &frame);
@@ -470,6 +473,7 @@ static void rest_check(struct run *run)
     step_settle(run);
     for (unsigned i = 0; i < CLIENTS_MAX; i++) {
         dispatch_client_check_answered(&run->clients[i]);
+        dispatch_client_check_credit(&run->clients[i]);
     }
     KVARN_ASSERT(kvd_service_is_idle(&run->host.service));
     KVARN_ASSERT(run->host.service.budget.kind_bytes[KVD_BUDGET_REPLIES] == 0);

@@ -243,7 +243,8 @@ def seeds_of_limits():
     yield "cut_frames", FILLED, [
         peer(0x81), append(A, 2), peer(0x83), append(A, 2, flags=1), append(A, 2, flags=0xee),
         select(1), HELLO, call("Ping", flags=0xfe), SETTLE, select(2), HELLO,
-        call("Ping", flags=0xf1), advance(6), SETTLE]
+        call("Ping", flags=0xf1), advance(6), SETTLE,
+        select(0), append(B, 2, flags=0xe8), select(1), HELLO, read(A, flags=0xe8)]
     yield from seed_of_golden_frames()
 
 
