@@ -163,6 +163,7 @@ int kvd_attend_batch_reserve(struct kvd_attend_batch *batch, struct kvd_failure 
             "the reply has %" PRIu64 " bytes, the limit is %" PRIu64, bytes,
             service->config->payload_max);
     }
+    kvd_request_expect_reply(batch->request, bytes);
     size_t room = (sizeof(struct kvd_attend_reply) + (size_t)bytes + 63) & ~(size_t)63;
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, room) != 0) {
         return kvd_session_fail_space(service, room, why);

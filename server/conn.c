@@ -59,6 +59,7 @@ static void stream_closed_cb(void *ctx)
     struct kvd_service *service = conn->service;
 
     kvd_conn_writer_fini(conn);
+    kvd_conn_held_fini(conn);
     (void)XXH3_freeState(conn->reader.hash);
     LIST_REMOVE(conn, link);
     KVARN_ASSERT(service->conn_count > 0);
@@ -163,6 +164,11 @@ struct kvd_request *kvd_conn_request_find(struct kvd_conn *conn, uint64_t reques
     return NULL;
 }
 
+void kvd_conn_expect_output(struct kvd_conn *conn, uint64_t bytes)
+{
+    conn->output_bytes_expected += bytes;
+}
+
 void kvd_conn_request_done(struct kvd_conn *conn, struct kvd_request *request)
 {
     KVARN_ASSERT(request->conn == conn && conn->request_count > 0);
@@ -170,6 +176,8 @@ void kvd_conn_request_done(struct kvd_conn *conn, struct kvd_request *request)
     request->conn = NULL;
     conn->request_count--;
     conn->credit_bytes_used -= request->header.payload_bytes;
+    KVARN_ASSERT(conn->output_bytes_expected >= request->reply_bytes_expected);
+    conn->output_bytes_expected -= request->reply_bytes_expected;
     conn->active_ns = conn->service->io->ops->now_ns(conn->service->io);
 }
 

@@ -53,6 +53,9 @@ struct kvd_request *kvd_conn_request_find(struct kvd_conn *conn, uint64_t reques
 void kvd_conn_send(struct kvd_conn *conn, void *head, size_t head_bytes,
     const struct kvd_reply_payload *payload, const uint64_t *trailer);
 
+/* A request in flight will have this much payload in its reply; kvd_conn_request_done() ends it. */
+void kvd_conn_expect_output(struct kvd_conn *conn, uint64_t bytes);
+
 /* Forget a request that has been answered: its credit comes back. */
 void kvd_conn_request_done(struct kvd_conn *conn, struct kvd_request *request);
 

@@ -34,6 +34,9 @@ struct kvd_conn_reader {
     uint64_t started_ns;         /* first byte of the frame; 0: between frames */
     uint64_t payload_bytes;      /* that the frame's header announced; 0 before it is there */
     XXH3_state_t *hash;          /* owned: of the payload; NULL until the first payload */
+    /* Bytes that had been read when there was too much output: to be parsed before others. */
+    uint8_t *held; /* owned; NULL: none */
+    size_t held_at, held_bytes;
 };
 
 /* A packed reply on its way out. */
@@ -80,6 +83,7 @@ struct kvd_conn {
     TAILQ_HEAD(kvd_conn_requests, kvd_request) requests; /* received, not answered */
     uint32_t request_count;                              /* of them and the one being received */
     uint64_t credit_bytes_used;
+    uint64_t output_bytes_expected; /* payload of replies to requests in flight */
     struct kvd_conn_reader reader;
     struct kvd_conn_writer writer;
     struct kvd_handle_table handles;
@@ -99,6 +103,12 @@ extern const struct kvd_stream_handler kvd_conn_stream_handler;
 
 /* Drop the frame being received. */
 void kvd_conn_reader_fini(struct kvd_conn *conn);
+
+/* Parse what was held back, unless there is too much output still. */
+void kvd_conn_resume(struct kvd_conn *conn);
+
+/* Free what was held back. */
+void kvd_conn_held_fini(struct kvd_conn *conn);
 
 /* Start or stop reading, as output and state ask. */
 void kvd_conn_update_reading(struct kvd_conn *conn);

@@ -6,6 +6,7 @@
  */
 #include <endian.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
@@ -410,6 +411,75 @@ static void buffer_cb(void *ctx, void **ret_data, size_t *ret_bytes)
     }
 }
 
+/* More output, queued or to come from requests in flight, than `bytes_max`. */
+static bool output_is_above(const struct kvd_conn *conn, uint64_t bytes_max)
+{
+    return conn->writer.queued_bytes + conn->output_bytes_expected > bytes_max;
+}
+
+/* Parse until there is too much output. Returns the bytes used. */
+static size_t bytes_parse(struct kvd_conn *conn, const uint8_t *data, size_t bytes)
+{
+    uint64_t output_max = conn->service->config->output_max;
+    size_t at = 0;
+
+    while (at < bytes && !conn->is_finishing && !conn->is_closing &&
+           !output_is_above(conn, output_max)) {
+        at += bytes_take(conn, data + at, bytes - at);
+    }
+    return at;
+}
+
+/* Keep bytes for later: the buffer that they are in is everybody's. */
+static void bytes_hold(struct kvd_conn *conn, const uint8_t *data, size_t bytes)
+{
+    struct kvd_conn_reader *reader = &conn->reader;
+    struct kvd_budget *budget = &conn->service->budget;
+
+    KVARN_ASSERT(reader->held == NULL && bytes > 0);
+    if (kvd_budget_charge(budget, KVD_BUDGET_CONNS, bytes) == 0) {
+        reader->held = malloc(bytes);
+        if (reader->held == NULL) {
+            kvd_budget_release(budget, KVD_BUDGET_CONNS, bytes);
+        }
+    }
+    if (reader->held == NULL) {
+        kvd_conn_close(conn, "no memory for requests that wait");
+        return;
+    }
+    memcpy(reader->held, data, bytes);
+    reader->held_at = 0;
+    reader->held_bytes = bytes;
+}
+
+void kvd_conn_held_fini(struct kvd_conn *conn)
+{
+    struct kvd_conn_reader *reader = &conn->reader;
+
+    if (reader->held != NULL) {
+        free(reader->held);
+        reader->held = NULL;
+        kvd_budget_release(&conn->service->budget, KVD_BUDGET_CONNS, reader->held_bytes);
+    }
+}
+
+void kvd_conn_resume(struct kvd_conn *conn)
+{
+    struct kvd_conn_reader *reader = &conn->reader;
+
+    if (reader->held == NULL || conn->is_in_read ||
+        output_is_above(conn, conn->service->config->output_max / 2)) {
+        return;
+    }
+    conn->is_in_read = true;
+    reader->held_at +=
+        bytes_parse(conn, reader->held + reader->held_at, reader->held_bytes - reader->held_at);
+    conn->is_in_read = false;
+    if (reader->held_at == reader->held_bytes) {
+        kvd_conn_held_fini(conn);
+    }
+}
+
 static void bytes_arrived(struct kvd_conn *conn, size_t bytes)
 {
     struct kvd_conn_reader *reader = &conn->reader;
@@ -421,10 +491,9 @@ static void bytes_arrived(struct kvd_conn *conn, size_t bytes)
         payload_took(conn, data, bytes);
         return;
     }
-    while (bytes > 0 && !conn->is_finishing && !conn->is_closing) {
-        size_t used = bytes_take(conn, data, bytes);
-        data += used;
-        bytes -= used;
+    size_t used = bytes_parse(conn, data, bytes);
+    if (used < bytes && !conn->is_finishing && !conn->is_closing) {
+        bytes_hold(conn, data + used, bytes - used);
     }
 }
 
@@ -481,7 +550,7 @@ void kvd_conn_update_reading(struct kvd_conn *conn)
     if (conn->is_closing) {
         return;
     }
-    bool wants = !conn->is_finishing && conn->writer.queued_bytes <= bound;
+    bool wants = !conn->is_finishing && conn->reader.held == NULL && !output_is_above(conn, bound);
     if (wants && !conn->is_reading) {
         conn->is_reading = true;
         if (conn->reader.started_ns != 0) {

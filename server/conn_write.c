@@ -100,6 +100,10 @@ static void written_cb(void *ctx, int err)
         return;
     }
     sent_release(writer);
+    kvd_conn_resume(conn);
+    if (conn->is_closing) {
+        return;
+    }
     kvd_conn_flush(conn);
     kvd_conn_update_reading(conn);
     kvd_conn_try_finish(conn);

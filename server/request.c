@@ -142,6 +142,17 @@ void kvd_request_start(struct kvd_request *request)
     kvd_method_find(request->header.type)->start(request);
 }
 
+void kvd_request_expect_reply(struct kvd_request *request, uint64_t bytes)
+{
+    uint64_t bytes_max = request->service->config->payload_max; /* beyond it, it is refused */
+
+    KVARN_ASSERT(request->reply_bytes_expected == 0);
+    if (request->conn != NULL) {
+        request->reply_bytes_expected = bytes < bytes_max ? bytes : bytes_max;
+        kvd_conn_expect_output(request->conn, request->reply_bytes_expected);
+    }
+}
+
 struct kvd_session *kvd_request_session(
     const struct kvd_request *request, uint64_t handle, struct kvd_failure *why)
 {

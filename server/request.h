@@ -34,7 +34,8 @@ struct kvd_request {
     size_t charged_bytes;      /* of the request and its message */
     uint64_t arrived_ns;       /* last header byte: deadlines and latency count from it */
     uint64_t deadline_ns;      /* 0: none */
-    bool is_started;           /* complete and handed to its handler; counted in the service */
+    uint64_t reply_bytes_expected; /* of payload; see kvd_request_expect_reply() */
+    bool is_started;               /* complete and handed to its handler; counted in the service */
     /*
      * Set by a handler that waits: called at most once, for a deadline (KVARN_EDEADLINE) or a
      * Cancel (KVARN_ECANCELLED), while the request is unanswered. The handler answers now or later,
@@ -69,6 +70,13 @@ int kvd_request_stage(struct kvd_request *request, struct kvd_failure *why) KVAR
 
 /* All of it has come: hand it to its handler, or answer that it is too late. */
 void kvd_request_start(struct kvd_request *request);
+
+/*
+ * Say, at most once and from within `start`, how much payload the reply may have: until it is
+ * answered this counts as output of the connection, which takes no more requests while it has too
+ * much of that.
+ */
+void kvd_request_expect_reply(struct kvd_request *request, uint64_t bytes);
 
 /* Free a request that was not started. NULL ok. */
 void kvd_request_destroy(struct kvd_request *request);

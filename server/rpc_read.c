@@ -6,6 +6,8 @@
 #include <inttypes.h>
 
 #include "lib/base/assert.h"
+#include "lib/base/limits.h"
+#include "server/append.h"
 #include "server/read.h"
 #include "server/rpc.h"
 #include "server/rpc_check.h"
@@ -35,6 +37,20 @@ static int read_message_check(
             message->token_first, message->token_last);
     }
     return 0;
+}
+
+/* Payload of the reply, or somewhat more: records and K or V alone are less than all rows. */
+static uint64_t reply_bytes_max(
+    const Kvarnd__ReadBlocks *message, const struct kvd_session *session)
+{
+    uint64_t tokens = message->token_last - message->token_first;
+    enum kvarn_dtype dtype = message->stored ? KVARN_F16 : (enum kvarn_dtype)message->dtype;
+
+    if (tokens > KVARN_SESSION_TOKENS_MAX) {
+        return 0; /* a miss */
+    }
+    return kvd_append_payload_bytes(
+        session->shape, message->layer_first, message->layer_count, tokens, dtype);
 }
 
 /* The wire's view of the runs, in the request's memory; NULL without it. */
@@ -125,6 +141,7 @@ void kvd_rpc_read_blocks(struct kvd_request *request)
         request->handler = call;
         request->cancel_cb = read_call_cancel_cb;
     }
+    kvd_request_expect_reply(request, reply_bytes_max(message, session));
     if (call == NULL || kvd_read_start(request->service, &args, &call->read) != 0) {
         kvd_fail(&why, KVARN_ENOMEM, "no memory for the read");
         kvd_request_fail(request, &why);

@@ -561,6 +561,57 @@ static void test_slow_reader_is_not_read(void **state)
     expect_ping_works(env);
 }
 
+/* What one read has brought is bounded as well: 64 KiB hold 2,000 requests. */
+static void test_slow_reader_is_not_served_what_was_read(void **state)
+{
+    enum { COUNT = 200, OUTPUT_MAX = 20 * 1000, REPLY_MAX = 4 * 1000 };
+    struct env *env = *state;
+    uint8_t bytes[COUNT * KVARN_FRAME_HEADER_BYTES];
+
+    kvt_peer_hello(&env->peer);
+    env->host.config.output_max = OUTPUT_MAX;
+    uint64_t before = env->host.service.budget.kind_bytes[KVD_BUDGET_CONNS];
+    for (unsigned i = 0; i < COUNT; i++) {
+        struct kvarn_frame_header header = {.type = KVARN_FRAME_STATS, .request_id = 1000 + i};
+        kvarn_frame_encode(&header, bytes + (size_t)i * KVARN_FRAME_HEADER_BYTES);
+    }
+    kvd_fake_peer_set_rate(env->peer.far, 0);
+    assert_int_equal(kvd_fake_peer_send(env->peer.far, bytes, sizeof(bytes)), sizeof(bytes));
+    kvt_host_settle(&env->host);
+    const struct kvd_op_metrics *op = &env->host.service.metrics.ops[KVARN_FRAME_STATS];
+    assert_in_range(op->bytes_out, OUTPUT_MAX / 2, OUTPUT_MAX + REPLY_MAX);
+    assert_false(kvd_fake_peer_is_read(env->peer.far));
+    kvd_fake_peer_set_rate(env->peer.far, SIZE_MAX);
+    kvt_host_settle(&env->host);
+    for (unsigned i = 0; i < COUNT; i++) {
+        expect_answer(env, KVARN_FRAME_STATS, 1000 + i, 0);
+    }
+    expect_ping_works(env);
+    assert_int_equal(env->host.service.budget.kind_bytes[KVD_BUDGET_CONNS], before);
+}
+
+/* A connection that ends with requests held back lets go of them. */
+static void test_held_requests_end_with_their_connection(void **state)
+{
+    struct env *env = *state;
+    uint8_t bytes[50 * KVARN_FRAME_HEADER_BYTES];
+
+    kvt_peer_hello(&env->peer);
+    env->host.config.output_max = 1;
+    for (unsigned i = 0; i < 50; i++) {
+        struct kvarn_frame_header header = {.type = KVARN_FRAME_PING, .request_id = i};
+        kvarn_frame_encode(&header, bytes + (size_t)i * KVARN_FRAME_HEADER_BYTES);
+    }
+    kvd_fake_peer_set_rate(env->peer.far, 0);
+    (void)kvd_fake_peer_send(env->peer.far, bytes, sizeof(bytes));
+    kvt_host_settle(&env->host);
+    assert_int_equal(env->host.service.metrics.ops[KVARN_FRAME_PING].count, 1);
+    kvd_fake_peer_break(env->peer.far);
+    kvd_io_fake_advance_ms(env->host.fake, env->host.config.write_timeout + 1000);
+    expect_closed(env);
+    assert_int_equal(env->host.service.budget.kind_bytes[KVD_BUDGET_CONNS], 0);
+}
+
 static void test_stuck_reader_is_closed(void **state)
 {
     struct env *env = *state;
@@ -694,6 +745,8 @@ int main(void)
         T(test_large_payload_has_more_time),
         T(test_idle_peer_is_closed_when_asked),
         T(test_slow_reader_is_not_read),
+        T(test_slow_reader_is_not_served_what_was_read),
+        T(test_held_requests_end_with_their_connection),
         T(test_stuck_reader_is_closed),
         T(test_half_closed_peer_gets_its_answers),
         T(test_connections_are_limited),
