@@ -528,6 +528,7 @@ int kvd_append_start(
         args->done_cb(args->ctx, &why, false);
         return 0;
     }
+    KVARN_ASSERT(append != NULL);
     kvd_append_plan_rows(&append->plan, args);
     KVARN_ASSERT(append->plan.unit_count == room.units);
     append->epoch = args->epoch;
@@ -584,6 +585,7 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
         args->done_cb(args->ctx, &why, false);
         return 0;
     }
+    KVARN_ASSERT(append != NULL);
     kvd_append_plan_runs(&append->plan, args);
     KVARN_ASSERT(append->plan.unit_count == room.units);
     append->epoch = args->epoch;

@@ -90,6 +90,7 @@ int kvd_append_unit_place(
     if (err != 0) {
         return err;
     }
+    KVARN_ASSERT(bl->rows != NULL);
     unit->is_taken = !had_rows;
     uint16_t end = (uint16_t)(unit->row_first + unit->row_count);
     if (bl->rows->filled_tokens < end) {

@@ -205,6 +205,7 @@ static void open_new(struct kvd_request *request)
     uint64_t handle = 0;
     int err = open_make(request, &session, &why);
 
+    KVARN_ASSERT(err != 0 || session != NULL);
     if (err == 0) {
         err = open_handle(request, session, &handle, &why);
         if (err == 0 && session->name != NULL) {

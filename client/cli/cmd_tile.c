@@ -325,6 +325,7 @@ int cmd_tile_inspect(struct ctl *ctl)
 
     if (code != CTL_OK)
         return code;
+    KVARN_ASSERT(record != NULL);
     {
         const struct part parts[] = {
             {"k_codes", (size_t)spec.k_dim * spec.group * spec.k_bits / 8, spec.k_bits},

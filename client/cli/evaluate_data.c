@@ -151,6 +151,7 @@ static int tensor_load(const char *folder, const struct found *found, const char
 
 static int layer_check(const struct found *found, const struct evaluate_layer *l, char *error)
 {
+    KVARN_ASSERT(l->k.shape[0] > 0); /* tensor_load() */
     if (l->v.shape[0] != l->k.shape[0] || l->v.shape[1] != l->k.shape[1] ||
         l->k.shape[0] > KVARN_KV_HEADS_MAX) {
         return fail(error, KVARN_EINVALID,
@@ -234,6 +235,7 @@ int evaluate_data_load(const char *folder, struct evaluate_data *ret, char error
         data.layers = calloc(data.layer_count, sizeof *data.layers);
         err = data.layers == NULL ? fail(error, KVARN_ENOMEM, "out of memory") : 0;
     }
+    KVARN_ASSERT(err != 0 || (data.layers != NULL && data.layer_count > 0));
     for (uint32_t i = 0; err == 0 && i < data.layer_count; i++) {
         err = layer_load(folder, &found[i], &data.layers[i], error);
     }

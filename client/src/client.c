@@ -16,7 +16,7 @@
 #include "lib/base/assert.h"
 
 #define ATTEMPTS_MAX           3 /* sends of one call; a daemon that dies thrice on it will again */
-#define SILENCE_MS             1000 /* beyond the deadline, for the daemon's own DEADLINE to arrive */
+#define SILENCE_MS             1000 /* beyond the deadline: the daemon's own DEADLINE may come */
 #define RECONNECT_PAUSE_MS     50   /* first pause between attempts, doubled up to the maximum */
 #define RECONNECT_PAUSE_MS_MAX 1000
 #define RETRY_PAUSE_MS         10 /* RETRY_LATER without a hint */

@@ -85,8 +85,10 @@ void kvarn_fit_row_f32_f32_scalar(
 
     KVARN_ASSERT(count <= KVARN__ROW_MAX && count % KVARN__LANES == 0);
     if (weights == NULL) {
-        for (uint32_t i = 0; i < count; i++) {
-            ones[i] = 1.0f;
+        for (uint32_t i = 0; i < count; i += KVARN__LANES) {
+            for (uint32_t j = 0; j < KVARN__LANES; j++) {
+                ones[i + j] = 1.0f;
+            }
         }
         weights = ones;
     }
