@@ -68,7 +68,15 @@ void *kvd_io_fake__calloc(size_t bytes)
 
 static uint64_t fake_now_ns(struct kvd_io *io)
 {
-    return fake_of(io)->now_ns;
+    struct kvd_io_fake *fake = fake_of(io);
+
+    fake->now_ns += fake->tick_ns;
+    return fake->now_ns;
+}
+
+void kvd_io_fake_set_tick(struct kvd_io_fake *fake, uint64_t ns)
+{
+    fake->tick_ns = ns;
 }
 
 static int fake_random(struct kvd_io *io, void *dst, size_t bytes)

@@ -33,6 +33,9 @@ void kvd_io_fake_settle(struct kvd_io_fake *fake);
 /* Move the clock, firing each timer at its time, in order. Does nothing else of a turn. */
 void kvd_io_fake_advance_ms(struct kvd_io_fake *fake, uint64_t ms);
 
+/* From now on each look at the clock moves it by this: work takes time. 0: as at first. */
+void kvd_io_fake_set_tick(struct kvd_io_fake *fake, uint64_t ns);
+
 /* Wait in real time for another thread's wake_send(). Returns whether one is pending. */
 bool kvd_io_fake_wait(struct kvd_io_fake *fake, unsigned timeout_ms);
 

@@ -41,6 +41,7 @@ struct kvd_fake_peer {
 struct kvd_io_fake {
     struct kvd_io base;
     uint64_t now_ns;
+    uint64_t tick_ns;
     uint64_t random_state;
     uint64_t turn, started;
     unsigned tcp_port;
