@@ -137,8 +137,8 @@ static void descriptors_raise(const struct kvd_config *config)
 }
 
 /*
- * Other users are let in by SO_PEERCRED (SEMANTICS.md 25); a file that only its owner may open would
- * keep them from getting that far. Until here, and without --allow-uids, it is 0600.
+ * Other users are let in by SO_PEERCRED (SEMANTICS.md 25); a file that only its owner may open
+ * would keep them from getting that far. Until here, and without --allow-uids, it is 0600.
  */
 static int socket_share(const struct kvd_config *config)
 {

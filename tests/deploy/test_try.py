@@ -61,7 +61,8 @@ def test_keep_leaves_a_daemon_and_tells_how_to_use_it(script, tmp_path):
     pid = int(re.search(r"^  kill (\d+) && rm -r (\S+)$", done.stderr, re.MULTILINE).group(1))
     try:
         server = re.search(r"export KVARN_SERVER=(\S+)", done.stderr).group(1)
-        told = re.findall(r"^  (\S+/kvarnctl (?:ping|inspect evaluate))$", done.stderr, re.MULTILINE)
+        told = re.findall(r"^  (\S+/kvarnctl (?:ping|inspect evaluate))$", done.stderr,
+                          re.MULTILINE)
         assert len(told) == 2
         for command in told:
             answer = subprocess.run(command.split(), env={"KVARN_SERVER": server}, timeout=30,

@@ -1,4 +1,4 @@
-"""kvarnctl evaluate: its figures against NumPy's, its checks, what it leaves behind, wrong input."""
+"""kvarnctl evaluate: its figures against NumPy's, its checks, what it leaves behind, bad input."""
 import json
 import os
 import subprocess
