@@ -201,6 +201,9 @@ static int ctl_connect(struct ctl *ctl)
         snprintf(line, sizeof line, "%.256s: %s", address, error);
         failure_print(ctl, err, line);
     }
+    if (err == KVARN_EIO)
+        fprintf(stderr, "Is kvarnd running, and is that its address? --server or KVARN_SERVER "
+                        "names another.\n");
     return err == KVARN_EIO ? CTL_NO_CONNECTION : CTL_FAILED;
 }
 
