@@ -9,7 +9,6 @@
  */
 #include "server/attend.h"
 
-#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -40,6 +39,9 @@
 /* What the loop may compute itself, in multiply-adds: 50 us, the price of a wake-up, at 4 a
  * nanosecond, which the exact float kernels reach on one core (SEMANTICS.md 18 allows 100 us). */
 #define INLINE_MADDS_MAX (UINT64_C(50000) * 4)
+
+/* Dot products stay below 7e11 (kvarn/attention.h), and logits must stay finite. */
+#define SCALE_MAX 4e26f
 
 /* Spans given to the kernel at once. */
 #define SPANS_MAX 32
@@ -243,9 +245,7 @@ static void column_store_head(struct column *column, uint32_t g, float *out, con
     size_t dim = attend->ls->spec.v_dim;
     size_t head = (size_t)column->head * attend->gqa + g;
     size_t row = head * args->q_tokens + column->token_first;
-    /* A huge scale takes logits out of range, and then out is not a number. */
-    size_t bad_row = first_row_beyond(out, column->token_count, dim, FLT_MAX);
-    int err = bad_row < column->token_count ? KVARN_EDOMAIN : 0;
+    size_t bad_row = 0;
     struct kvarn_rows_out to = {
         .dst = (uint8_t *)args->out + row * dim * kvarn_dtype_bytes(args->out_dtype),
         .dtype = args->out_dtype,
@@ -254,9 +254,7 @@ static void column_store_head(struct column *column, uint32_t g, float *out, con
         .head_dim = (uint32_t)dim,
         .rotated = args->is_out_rotated};
 
-    if (err == 0) {
-        err = kvarn_rows_from_f32(out, &to, &bad_row);
-    }
+    int err = kvarn_rows_from_f32(out, &to, &bad_row);
     if (err != 0) {
         column->err = err;
         column->bad_head = (uint32_t)head;
@@ -312,8 +310,7 @@ static void attend_conclude(struct attend *attend)
         const struct column *column = &attend->columns[i];
         if (column->err != 0) {
             kvd_fail(&why, column->err,
-                "out of query head %" PRIu32 ", query token %" PRIu32
-                " is not finite, or beyond 65504 for halves",
+                "out of query head %" PRIu32 ", query token %" PRIu32 " is beyond 65504",
                 column->bad_head, column->bad_token);
         }
     }
@@ -543,6 +540,11 @@ void kvd_attend_start(struct kvd_service *service, const struct kvd_attend_args 
     KVARN_ASSERT(args->q_tokens > 0 && args->q_heads > 0);
     KVARN_ASSERT(args->q_heads % plan.ls->kv_heads == 0);
     KVARN_ASSERT(args->sealed_blocks <= session->layers[args->layer].sealed_blocks);
+    if (!(fabsf(args->scale) <= SCALE_MAX)) {
+        kvd_fail(&why, KVARN_EDOMAIN, "scale is not finite or beyond %g", (double)SCALE_MAX);
+        args->done_cb(args->ctx, &why);
+        return;
+    }
     rows_range(args, 0, args->q_tokens, &low, &plan.high);
     if (kvd_session_check_range(session, args->layer, low, plan.high, &why) != 0) {
         args->done_cb(args->ctx, &why);

@@ -40,8 +40,9 @@ struct kvd_attend_args {
 
 /*
  * Take the snapshot and begin. Every outcome comes through done_cb: KVARN_EMISS (reason window or
- * never stored), KVARN_EDOMAIN (q not finite; fp16 out beyond 65,504), KVARN_ENOSPC or KVARN_ENOMEM
- * for work space.
+ * never stored), KVARN_EDOMAIN (q not finite or beyond 32,768 once rotated; scale not finite or so
+ * large that logits would not be; fp16 out beyond 65,504), KVARN_ENOSPC, KVARN_ERETRY_LATER or
+ * KVARN_ENOMEM for work space.
  */
 void kvd_attend_start(struct kvd_service *service, const struct kvd_attend_args *args);
 
