@@ -16,10 +16,9 @@
 /*
  * What one turn frees: freeing a page costs some 10 to 100 ns, and giving a chunk back to the
  * system some microseconds, so that the clock decides, after each block, within the 1 ms of
- * SEMANTICS.md 11. The count bounds the turns of a clock that stands still.
+ * SEMANTICS.md 11.
  */
-#define REAP_NS_PER_TURN     UINT64_C(250000)
-#define REAP_LAYERS_PER_TURN 4096
+#define REAP_NS_PER_TURN UINT64_C(250000)
 
 static int session_compare(const struct kvd_session *a, const struct kvd_session *b)
 {
@@ -62,21 +61,17 @@ static void reap_session(struct kvd_session *session)
     }
 }
 
-/* Free one block. Returns the layers it had. */
-static size_t reap_one(struct kvd_session_table *table)
+/* Free one block. */
+static void reap_one(struct kvd_session_table *table)
 {
     struct kvd_block *block = SLIST_FIRST(&table->dead_blocks);
-    size_t layers;
 
     if (block != NULL) {
-        layers = block->layer_count;
         SLIST_REMOVE_HEAD(&table->dead_blocks, dead_link);
         kvd_session_block_destroy(table->service, block);
     } else {
-        layers = LIST_FIRST(&table->dead)->shape->layer_count;
         reap_session(LIST_FIRST(&table->dead));
     }
-    return layers;
 }
 
 static void reap_soon(struct kvd_session_table *table)
@@ -91,11 +86,9 @@ static void reap_slice_run(struct kvd_slice *slice)
     struct kvd_session_table *table =
         (void *)((uint8_t *)slice - offsetof(struct kvd_session_table, reap_slice));
     uint64_t start_ns = now_ns(table);
-    size_t layers = 0;
 
-    while (kvd_session_table_has_dead(table) && layers < REAP_LAYERS_PER_TURN &&
-           now_ns(table) - start_ns < REAP_NS_PER_TURN) {
-        layers += reap_one(table);
+    while (kvd_session_table_has_dead(table) && now_ns(table) - start_ns < REAP_NS_PER_TURN) {
+        reap_one(table);
     }
     if (kvd_session_table_has_dead(table)) {
         reap_soon(table); /* a husk that went to its grave has listed the slice already */
