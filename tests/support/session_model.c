@@ -7,6 +7,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "lib/base/assert.h"
 #include "server/session_blocks.h"
 #include "tests/support/attention_f64.h"
 #include "tests/support/tiles.h"
@@ -136,8 +137,15 @@ static void rows_store(struct kvt_model_layer *ml, const struct kvarn_rows_in *i
     }
 }
 
+/* Tokens that a layer has room for. */
+static uint64_t room_of(const struct kvt_model *model)
+{
+    return (uint64_t)model->block_room * model->shape->group;
+}
+
 void kvt_model_append(struct kvt_model *model, const struct kvt_append *append)
 {
+    KVARN_ASSERT(append->start + append->token_count <= room_of(model));
     for (uint32_t i = 0; i < append->layer_count; i++) {
         uint32_t layer = append->layer_first + i;
         struct kvt_model_layer *ml = &model->layers[layer];
@@ -206,6 +214,7 @@ void kvt_model_tiles(struct kvt_model *model, const struct kvt_tiles *tiles)
     for (uint32_t i = 0; i < tiles->run_count; i++) {
         const struct kvd_append_run *run = &tiles->runs[i];
         struct kvt_model_layer *ml = &model->layers[run->layer];
+        KVARN_ASSERT(run->first_token + run->token_count <= room_of(model));
         src += run->is_records ? records_store(ml, run, src) : stored_rows_store(ml, run, src);
         ml->length += run->token_count;
         if (i + 1 == tiles->run_count || tiles->runs[i + 1].layer != run->layer) {

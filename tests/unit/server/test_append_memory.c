@@ -191,10 +191,10 @@ static void test_s05_rows_taken_for_a_refused_append_come_back(void **state)
     struct kvt_case c;
     (void)state;
 
-    kvt_case_init(&c, &(struct kvt_rig_options){.shape = &wide, .memory_limit = 20 * MIB}, 0);
+    kvt_case_init(&c, &(struct kvt_rig_options){.shape = &wide, .memory_limit = 16 * MIB}, 0);
     const struct kvd_layer_shape *ls = &c.rig.shape->layers[0];
     kvt_case_grow(&c, 128);
-    uint32_t blocks = 40;
+    uint32_t blocks = 30;
     struct kvd_append_run run = {
         .layer = 2, .first_token = 128, .token_count = (uint64_t)blocks * 128, .is_records = true};
     size_t bytes = (size_t)kvd_append_run_bytes(c.rig.shape, &run);
