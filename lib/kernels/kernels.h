@@ -33,6 +33,7 @@
 #include <stdint.h>
 
 #include "lib/base/limits.h"
+#include "lib/kernels/cpu.h"
 
 /* Query rows that one call of an attention kernel takes at most: bounds its work space. */
 #define KVARN__QUERY_ROWS_MAX 32
@@ -86,11 +87,11 @@ struct kvarn__rows_view {
 #include "lib/kernels/kernels.def"
 #undef KVARN_OP
 
-#define KVARN_KERNEL(isa, op, function) kvarn__##op##_fn function;
+#define KVARN_KERNEL(isa, op, function, tolerance) kvarn__##op##_fn function;
 #include "lib/kernels/kernels.def"
 #undef KVARN_KERNEL
 
-/* One instruction set's kernels. */
+/* One level's kernels. */
 struct kvarn__kernels {
     const char *isa;
 #define KVARN_OP(op, params) kvarn__##op##_fn *op;
@@ -98,7 +99,13 @@ struct kvarn__kernels {
 #undef KVARN_OP
 };
 
-/* The kernels that this machine uses; never NULL, the same for the life of the process. */
+/*
+ * The kernels of the level in use (kvarn/cpu.h); never NULL, complete. The first call detects the
+ * processor, whichever thread makes it.
+ */
 const struct kvarn__kernels *kvarn__kernels_get(void);
+
+/* The kernels of one level, for checks and benches; NULL where this machine does not have it. */
+const struct kvarn__kernels *kvarn__kernels_of(enum kvarn__isa isa);
 
 #endif
