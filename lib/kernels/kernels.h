@@ -24,6 +24,10 @@
  *   av_tile        acc[row] += sum over tokens of p[row][token] * V[token]
  *   qk_half        as qk_tile, over half rows
  *   av_half        as av_tile, over half rows
+ *   softmax_logits  x = x * scale, capped as softcap * tanh(x / softcap) if softcap > 0; *ret_max =
+ *                  the largest
+ *   softmax_weights  x = exp(x - max); *sum += their sum
+ *   attend_tile    fast attention of query rows over a whole tile: attention.h
  * q is [rows][dim], acc [rows][dim], dst and p [rows][tokens of the view].
  */
 #ifndef KVARN_KERNELS_KERNELS_H
@@ -33,6 +37,7 @@
 #include <stdint.h>
 
 #include "lib/base/limits.h"
+#include "lib/kernels/attention.h"
 #include "lib/kernels/cpu.h"
 
 /* Query rows that one call of an attention kernel takes at most: bounds its work space. */
