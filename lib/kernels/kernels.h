@@ -11,15 +11,16 @@
  *   half_to_f32    exact
  *   bf16_from_f32  round to nearest even; NaN stays NaN
  *   bf16_to_f32    exact
- *   std_columns    mean[cols], dst[cols] = mean and standard deviation (ddof 1) of each column
- *   std_rows       mean[rows], dst[rows] = the same of each row
- *   balance        dst = x / col / row
- *   range_row      smallest and largest of a row
- *   fit_row        one step of (weighted) least squares: quantise x on `line` to 0..3, then move
- *                  `line` to the best fit of x by those codes; weights NULL: all ones
- *   fit_columns    add one row's share to the numerators and denominators of the column factors
- *   round_row      codes = clamp(rint((x - low) / step), 0, top); NaN gives 0
+ *   transpose      dst[cols][rows] from x[rows][cols]
+ *   abs_max        largest magnitude; NaN counts as Inf
+ *   normalise      FORMAT.md 7.1: work->col and work->row of the best state. Stops early where
+ *                  further iterations would repeat the last
+ *   round_plane    FORMAT.md 7.2 from work->col and work->row on, of x instead of the plane's values:
+ *                  codes, scale, zero, other. Spoils the rest of `work`
+ *   refine_plane   FORMAT.md 7.3 likewise, right after `normalise` of the same plane; 2 bits
  *   pack, unpack   2 or 4 bits, little end first
+ *   decode_rows, decode_rows_half         dst[rows][cols]: (code * scale + zero) * other
+ *   decode_columns, decode_columns_half   the same as dst[cols][rows]
  *   qk_tile        dst[row][token] = q[row] . K[token] over the tokens of a K tile
  *   av_tile        acc[row] += sum over tokens of p[row][token] * V[token]
  *   qk_half        as qk_tile, over half rows
@@ -39,34 +40,13 @@
 #include "lib/base/limits.h"
 #include "lib/kernels/attention.h"
 #include "lib/kernels/cpu.h"
+#include "lib/kernels/plane.h"
 
 /* Query rows that one call of an attention kernel takes at most: bounds its work space. */
 #define KVARN__QUERY_ROWS_MAX 32
 
 /* Longest row of a tile: tokens of a K row, channels of a V row. */
 #define KVARN__ROW_MAX KVARN_HEAD_DIM_MAX
-
-/* A tile's two axes of scales; rows are what is quantised. */
-struct kvarn__grid {
-    uint32_t rows, cols;
-    const float *col; /* borrowed, [cols] */
-    const float *row; /* borrowed, [rows] */
-};
-
-/* Levels of a row: code c stands for c * step + low. */
-struct kvarn__line {
-    float step, low;
-};
-
-/* One row on its way into the column factors: x ~ y * col, y on the row's line. */
-struct kvarn__columns {
-    const float *x;       /* borrowed, [count]: the row as it is */
-    const float *ratio;   /* borrowed, [count]: x / col */
-    const float *weights; /* borrowed, [count] */
-    uint32_t count;
-    float *num; /* borrowed, [count]: += weights * x * y */
-    float *den; /* borrowed, [count]: += weights * y * y */
-};
 
 /*
  * K or V of a tile: `rows` packed rows of `cols` values. K: rows are channels, cols tokens. V: rows

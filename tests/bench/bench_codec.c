@@ -84,8 +84,7 @@ static void decode_k_run(void *arg)
     struct codec_bench *b = arg;
     unsigned i = tile_next(b);
 
-    kvarn_tile_decode(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), b->floats, NULL);
-    kvarn_from_f32(b->k_out, KVARN_F16, b->floats, k_count(b));
+    kvarn_tile_decode_half(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), b->k_out, NULL);
 }
 
 static void decode_v_run(void *arg)
@@ -93,8 +92,7 @@ static void decode_v_run(void *arg)
     struct codec_bench *b = arg;
     unsigned i = tile_next(b);
 
-    kvarn_tile_decode(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), NULL, b->floats);
-    kvarn_from_f32(b->v_out, KVARN_F16, b->floats, v_count(b));
+    kvarn_tile_decode_half(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), NULL, b->v_out);
 }
 
 static void bench_init(struct codec_bench *b, uint16_t dim, const char *preset)
