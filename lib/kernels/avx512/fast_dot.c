@@ -14,8 +14,8 @@
  * Each loop is a function of its own with constant shape, so that the accumulators of 4 query rows
  * (16 registers) stay in registers.
  */
+#include "lib/kernels/avx512/fast_dot.h"
 #include "lib/base/assert.h"
-#include "lib/kernels/avx512/fast.h"
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
@@ -268,7 +268,7 @@ static void dot(const struct fast_codes *codes, const struct fast_numbers *numbe
     const uint32_t block_codes = KVARN__PACKED_COLUMNS * 8 / codes->bits;
     struct loop loop = {.data = codes->data,
         .row_bytes = codes->row_bytes,
-        .steps = codes->steps,
+        .steps = codes->count / 4,
         .of = numbers->of[0],
         .dst = sums->of[0]};
 
