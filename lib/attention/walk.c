@@ -150,7 +150,8 @@ static void row_weigh(struct strip *strip, uint32_t row, uint32_t token_count)
 }
 
 /* A tile in 8 bits. Its kernel rescales the packed sums; those of half rows are ours. */
-static void strip_walk_fast(struct strip *strip, const struct kvarn_attention_span *span)
+static void strip_walk_fast(struct strip *strip, const struct kvarn_attention_span *span,
+    const struct kvarn_attention_span *next)
 {
     const struct kvarn_attention_params *params = strip->params;
     struct kvarn__tile_view k, v;
@@ -164,6 +165,11 @@ static void strip_walk_fast(struct strip *strip, const struct kvarn_attention_sp
         .sum = strip->sum,
         .acc = strip->packed};
 
+    if (next != NULL && next->form == KVARN_SPAN_TILE) {
+        rows.ahead = next->tile;
+        rows.ahead_bytes = kvarn_tile_bytes(&params->spec);
+    }
+
     memcpy(before, strip->max, strip->rows * sizeof(*before));
     kvarn__tile_k_view(&params->spec, span->tile, &k);
     kvarn__tile_v_view(&params->spec, span->tile, &v);
@@ -175,7 +181,9 @@ static void strip_walk_fast(struct strip *strip, const struct kvarn_attention_sp
     }
 }
 
-static void strip_walk_span(struct strip *strip, const struct kvarn_attention_span *span)
+/* `next`: the span that is walked after this one; NULL: none. */
+static void strip_walk_span(struct strip *strip, const struct kvarn_attention_span *span,
+    const struct kvarn_attention_span *next)
 {
     bool is_any_seen = false;
 
@@ -188,7 +196,7 @@ static void strip_walk_span(struct strip *strip, const struct kvarn_attention_sp
         return;
     }
     if (span->form == KVARN_SPAN_TILE && strip->packed_count > 0) {
-        strip_walk_fast(strip, span);
+        strip_walk_fast(strip, span, next);
         return;
     }
     span_dot(strip, span, strip->weights);
@@ -258,7 +266,7 @@ void kvarn_attention_walk(const struct kvarn_attention_params *params, const flo
         strip.q = q + first * params->spec.k_dim;
         strip_load(&strip, partial);
         for (size_t i = 0; i < span_count; i++) {
-            strip_walk_span(&strip, &spans[i]);
+            strip_walk_span(&strip, &spans[i], i + 1 < span_count ? &spans[i + 1] : NULL);
         }
         if (strip.packed_count > 0) {
             strip_unpack(&strip);

@@ -39,6 +39,8 @@ struct kvarn__fast_rows {
     float *max;                     /* [rows]: largest logit so far */
     double *sum;                    /* [rows]: of exp(logit - max) */
     float *acc; /* [rows][kvarn__packed_floats()]: sum of exp(logit - max) * V, in packed order */
+    const void *ahead; /* what is read next: fetched while this tile is computed; NULL: nothing */
+    size_t ahead_bytes;
 };
 
 #define KVARN__FAST_SKIP 0x1p-22

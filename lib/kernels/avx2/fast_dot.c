@@ -40,6 +40,7 @@ struct loop {
     const struct pairs *numbers; /* borrowed */
     int32_t *dst;                /* sums of the lower 8 columns, [rows][FAST_COUNT] */
     uint32_t upper;              /* where the upper 8 columns' sums lie from there */
+    struct fast_ahead *ahead;
 };
 
 static ALWAYS_INLINE __m256i pair_load(const struct loop *loop, enum shape shape, const uint8_t *p)
@@ -130,12 +131,14 @@ static ALWAYS_INLINE void loop_run(const struct loop *loop, uint32_t rows, uint3
     const uint8_t *p = loop->data;
     int32_t *dst = loop->dst + first * KVARN__PACKED_COLUMNS;
     struct step step = {.numbers = loop->numbers};
+    struct fast_ahead ahead = *loop->ahead;
 
     for (uint32_t begin = 0; begin < loop->pairs; begin += steps) {
         const uint32_t end = loop->pairs - begin < steps ? loop->pairs : begin + steps;
         struct row_sums row0 = {0}, row1 = {0}, row2 = {0}, row3 = {0};
         for (step.pair = begin; step.pair < end; step.pair++) {
             __m256i x = pair_load(loop, shape, p);
+            ahead = fast_fetch(ahead, 1, false);
             step.codes[0] = plane_of(x, first, bits);
             step.codes[1] = plane_of(x, first + 1, bits);
             if (planes == 4) {
@@ -165,6 +168,7 @@ static ALWAYS_INLINE void loop_run(const struct loop *loop, uint32_t rows, uint3
             row_widen(&row3, planes, loop->upper, dst + 3 * FAST_COUNT);
         }
     }
+    *loop->ahead = ahead;
 }
 
 /* 16 registers hold the sums of 12 planes, or of 4 query rows two planes at a time. */
@@ -254,7 +258,8 @@ static void dot(const struct fast_codes *codes, const struct fast_numbers *numbe
         .pairs = codes->count / 2,
         .numbers = &pairs,
         .dst = sums->of[0],
-        .upper = 8};
+        .upper = 8,
+        .ahead = codes->ahead};
 
     KVARN_ASSERT(codes->rows >= 1 && codes->rows <= FAST_ROWS);
     pairs_load(codes, numbers, &pairs);

@@ -37,6 +37,7 @@ struct loop {
     uint32_t tail;     /* TAIL: bytes left */
     const uint8_t *of; /* numbers, [rows][FAST_COUNT] */
     int32_t *dst;      /* sums of the block, [rows][FAST_COUNT] */
+    struct fast_ahead *ahead;
 };
 
 /* Byte r of dword j is byte j of row r. */
@@ -183,10 +184,12 @@ static ALWAYS_INLINE void loop_run(
     const uint8_t *p = loop->data;
     struct row_sums row0 = {0}, row1 = {0}, row2 = {0}, row3 = {0};
     struct step step = {.numbers = loop->of};
+    struct fast_ahead ahead = *loop->ahead;
     __m512i x[2];
 
     for (uint32_t i = 0; i < loop->steps; i++) {
         step_load(loop, shape, p, x);
+        ahead = fast_fetch(ahead, shape == SHAPE_PAIR ? 3 : 1, shape == SHAPE_PAIR);
         codes_mask(x[0], planes, is_signed, step.masked[0]);
         if (shape == SHAPE_PAIR) {
             codes_mask(x[1], planes, is_signed, step.masked[1]);
@@ -204,6 +207,7 @@ static ALWAYS_INLINE void loop_run(
         p += 4 * loop->row_bytes;
         step.numbers += 4;
     }
+    *loop->ahead = ahead;
     row_store(&row0, planes, shape, loop->dst);
     if (rows > 1) {
         row_store(&row1, planes, shape, loop->dst + FAST_COUNT);
@@ -270,7 +274,8 @@ static void dot(const struct fast_codes *codes, const struct fast_numbers *numbe
         .row_bytes = codes->row_bytes,
         .steps = codes->count / 4,
         .of = numbers->of[0],
-        .dst = sums->of[0]};
+        .dst = sums->of[0],
+        .ahead = codes->ahead};
 
     KVARN_ASSERT(codes->rows >= 1 && codes->rows <= FAST_ROWS);
     if (codes->row_bytes == 16) {

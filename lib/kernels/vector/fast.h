@@ -55,6 +55,7 @@ struct tile {
 struct quad {
     const struct kvarn__fast_rows *all; /* borrowed */
     uint32_t first, rows;
+    struct fast_ahead ahead_k, ahead_v; /* what K's and V's loops fetch */
     struct fast_numbers numbers;
     struct fast_sums sums;
     float x[FAST_ROWS][KVARN_GROUP_MAX] __attribute__((aligned(64))); /* logits, then y */
@@ -385,6 +386,7 @@ static void quad_add_v(struct quad *quad, const struct tile *tile, float sign)
 
     quad_round_y(quad, tile, sign);
     codes.rows = quad->rows;
+    codes.ahead = &quad->ahead_v;
     fast_dot_unsigned(&codes, &quad->numbers, &quad->sums);
     for (uint32_t r = 0; r < quad->rows; r++) {
         if (quad->is_skipped[r]) {
@@ -404,6 +406,7 @@ static void quad_run(struct quad *quad, const struct tile *tile)
 
     quad_round_q(quad, tile);
     codes.rows = quad->rows;
+    codes.ahead = &quad->ahead_k;
     fast_dot_signed(&codes, &quad->numbers, &quad->sums);
     quad_logits(quad, tile);
     if (!quad_weigh(quad, tile)) {
@@ -413,6 +416,22 @@ static void quad_run(struct quad *quad, const struct tile *tile)
     if (tile->is_v_signed) {
         quad_add_v(quad, tile, -1.0f);
     }
+}
+
+/* Half of the next tile is fetched during K's loops, half during V's; of the first rows only. */
+static void quad_look_ahead(struct quad *quad, const struct kvarn__fast_rows *rows)
+{
+    const uint8_t *next = rows->ahead;
+    const size_t half = rows->ahead_bytes / 2 / FAST_LINE * FAST_LINE;
+
+    if (next == NULL || quad->first > 0) {
+        /* Something that is in the nearest cache anyway. */
+        next = (const uint8_t *)quad->x;
+        quad->ahead_k = quad->ahead_v = (struct fast_ahead){next, next};
+        return;
+    }
+    quad->ahead_k = (struct fast_ahead){next, next + half};
+    quad->ahead_v = (struct fast_ahead){next + half, next + rows->ahead_bytes};
 }
 
 void FAST_NAME(kvarn_attend_tile_u8_f32)(const struct kvarn__tile_view *k,
@@ -429,6 +448,7 @@ void FAST_NAME(kvarn_attend_tile_u8_f32)(const struct kvarn__tile_view *k,
     for (uint32_t first = 0; first < rows->rows; first += FAST_ROWS) {
         quad.first = first;
         quad.rows = rows->rows - first < FAST_ROWS ? rows->rows - first : FAST_ROWS;
+        quad_look_ahead(&quad, rows);
         quad_run(&quad, &tile);
     }
 }
