@@ -85,6 +85,7 @@ void *kvb_alloc(size_t bytes);
  */
 typedef int kvb_command_fn(struct kvb_report *report, int argc, char **argv);
 
+kvb_command_fn kvb_attention;
 kvb_command_fn kvb_codec;
 kvb_command_fn kvb_fidelity;
 

@@ -20,6 +20,8 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"attention", "attention on tiles against fp16, bf16, OpenBLAS and a plain read",
+        kvb_attention},
     {"codec", "encode, decode and rotate: GB/s of fp16 per level and encoder", kvb_codec},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
 };
