@@ -5,7 +5,7 @@
 #include "lib/base/limits.h"
 
 #define COL_VECTORS 7
-#define ROW_VECTORS 9
+#define ROW_VECTORS 7
 
 /* Vectors of 16 floats start on whole ones: cols and rows are multiples of 8. */
 static uint32_t padded(uint32_t count)
@@ -33,8 +33,7 @@ void kvarn__work_init(struct kvarn__work *work, uint32_t rows, uint32_t cols, fl
     float **const of_cols[COL_VECTORS] = {&work->col, &work->now_col, &work->inv_col,
         &work->std_col, &work->mean_col, &work->num, &work->den};
     float **const of_rows[ROW_VECTORS] = {&work->row, &work->now_row, &work->inv_row,
-        &work->std_row, &work->mean_row, &work->best_std, &work->best_mean, &work->step,
-        &work->low};
+        &work->std_row, &work->mean_row, &work->step, &work->low};
 
     for (int i = 0; i < COL_VECTORS; i++) {
         *of_cols[i] = carve(&at, padded(cols));
@@ -51,7 +50,7 @@ void kvarn__plane_encode_reference(const struct kvarn__plane *plane, struct kvar
 {
     const struct kvarn__kernels *kernels = kvarn__kernels_get();
 
-    kernels->normalise(plane, KVARN__ITERATIONS, work);
+    kernels->normalise(plane, work);
     kernels->round_plane(plane->values, plane, work);
 }
 
@@ -78,6 +77,6 @@ void kvarn__plane_encode_refined(const struct kvarn__plane *plane, struct kvarn_
     const struct kvarn__kernels *kernels = kvarn__kernels_get();
 
     KVARN_ASSERT(plane->bits == 2);
-    kernels->normalise(plane, KVARN__ITERATIONS_REFINED, work);
+    kernels->balance(plane, work);
     kernels->refine_plane(plane, work);
 }

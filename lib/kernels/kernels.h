@@ -17,7 +17,8 @@
  *                  further iterations would repeat the last
  *   round_plane    FORMAT.md 7.2 from work->col and work->row on, of x instead of the plane's values:
  *                  codes, scale, zero, other. Spoils the rest of `work`
- *   refine_plane   FORMAT.md 7.3 likewise, right after `normalise` of the same plane; 2 bits
+ *   balance        FORMAT.md 7.3: work->col and work->row by deviations, once
+ *   refine_plane   FORMAT.md 7.3 from there on, right after `balance` of the same plane; 2 bits
  *   pack, unpack   2 or 4 bits, little end first
  *   decode_rows, decode_rows_half         dst[rows][cols]: (code * scale + zero) * other
  *   decode_columns, decode_columns_half   the same as dst[cols][rows]

@@ -9,15 +9,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Iterations of the variance normalisation: FORMAT.md 7.1, 7.3. */
-#define KVARN__ITERATIONS         16
-#define KVARN__ITERATIONS_REFINED 2
+/* Iterations of the variance normalisation: FORMAT.md 7.1. */
+#define KVARN__ITERATIONS 16
 
 /* Encoder `refined`: FORMAT.md 7.3. */
 #define KVARN__STEP_START  0.996f /* step of the best uniform 4-level quantiser of a Gaussian */
 #define KVARN__LOW_START   1.5f   /* its lowest level lies this many steps below the mean */
 #define KVARN__WEIGHT_MIN  0.1f
-#define KVARN__FITS        3
+#define KVARN__FITS        2 /* of the first round; later ones have one */
 #define KVARN__ROUNDS      2
 #define KVARN__FIT_VAR_MIN 1e-9f
 #define KVARN__DEN_MIN     1e-12f
@@ -37,15 +36,14 @@ struct kvarn__line {
 };
 
 /*
- * All borrowed from the caller's scratch. `col` and `row` are what `normalise` leaves and what
- * `round_plane` and `refine_plane` take; the rest is theirs while they run.
+ * All borrowed from the caller's scratch. `col` and `row` are what `normalise` and `balance` leave
+ * and what `round_plane` and `refine_plane` take; the rest is theirs while they run.
  */
 struct kvarn__work {
     float *col, *row;                              /* factors of the best state */
     float *now_col, *inv_col, *std_col, *mean_col; /* [cols] */
     float *num, *den;                              /* [cols] */
     float *now_row, *inv_row, *std_row, *mean_row; /* [rows] */
-    float *best_std, *best_mean;                   /* [rows] */
     float *step, *low;                             /* [rows]: levels */
     float *balanced;                               /* [rows][cols] */
     float *weights;                                /* [rows][cols] */

@@ -2,16 +2,25 @@
  * kvarn-bench codec: rotating, encoding and decoding of tiles, per level and encoder.
  *
  * Rates are bytes of fp16 a second: what goes into an encoder or comes out of a decoder. Several
- * tiles are walked in turn, so that what is measured does not stay in the first cache.
+ * tiles are walked in turn, so that what is measured does not stay in the first cache. Rows are a
+ * real model's (tests/data/kv, head_dim 64), heads side by side where more channels are asked for:
+ * how long an encoder iterates depends on the data.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "kvarn/codec.h"
 #include "tests/bench/bench.h"
-#include "tests/support/tiles.h"
+#include "tests/support/npy_read.h"
 
 #define TILES 8
+
+/* tests/data/kv: [KV head][token][head_dim]. */
+#define DATA_TOKENS 1024
+#define DATA_HEADS  3
+#define DATA_DIM    64
+#define DATA_LAYERS 6
+static const int data_layers[DATA_LAYERS] = {0, 1, 7, 15, 22, 29};
 
 /* Rows of some heads: as a worker sends them, rotated, and encoded. */
 struct codec_bench {
@@ -95,10 +104,40 @@ static void decode_v_run(void *arg)
     kvarn_tile_decode_half(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), NULL, b->v_out);
 }
 
+/* A recorded tensor; the process ends where there is none. */
+static float *data_load(int layer, char which)
+{
+    char name[32];
+    struct kvt_npy npy;
+
+    (void)snprintf(name, sizeof(name), "layer%02d_%c.npy", layer, which);
+    if (kvt_npy_read_at(KVT_DATA_DIR, name, &npy) != 0 ||
+        npy.count != (size_t)DATA_HEADS * DATA_TOKENS * DATA_DIM) {
+        exit(2);
+    }
+    float *values = kvt_npy_floats(&npy);
+    kvt_npy_fini(&npy);
+    return values;
+}
+
+/* Rows of one tile: block `tile` of a layer that changes with it, as many heads as fill a row. */
+static void rows_fill(unsigned tile, char which, uint32_t rows, uint32_t dim, uint16_t *dst)
+{
+    float *data = data_load(data_layers[tile % DATA_LAYERS], which);
+    unsigned block = 1 + tile % (DATA_TOKENS / rows - 1); /* not the first: huge tokens */
+
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t c = 0; c < dim; c += DATA_DIM) {
+            size_t head = (tile + c / DATA_DIM) % DATA_HEADS;
+            const float *src = data + (head * DATA_TOKENS + block * rows + r) * DATA_DIM;
+            kvarn_from_f32(dst + (size_t)r * dim + c, KVARN_F16, src, DATA_DIM);
+        }
+    }
+    free(data);
+}
+
 static void bench_init(struct codec_bench *b, uint16_t dim, const char *preset)
 {
-    struct kvt_rng rng = {.state = dim};
-
     *b = (struct codec_bench){.spec = {.k_dim = dim, .v_dim = dim, .group = 128}};
     if (kvarn_preset_parse(preset, &b->spec.k_bits, &b->spec.v_bits) != 0) {
         abort();
@@ -113,11 +152,8 @@ static void bench_init(struct codec_bench *b, uint16_t dim, const char *preset)
     b->tiles = kvb_alloc(TILES * kvarn_tile_bytes(&b->spec));
     b->scratch = kvb_alloc(kvarn_encode_scratch_bytes(&b->spec));
     for (unsigned i = 0; i < TILES; i++) {
-        /* The rotation is its own inverse: these rows are rotated ones before it and after. */
-        kvt_rows_fill(&rng, b->floats, b->spec.group, dim, 1.0);
-        kvarn_from_f32(b->raw_k + i * k_count(b), KVARN_F16, b->floats, k_count(b));
-        kvt_rows_fill(&rng, b->floats, b->spec.group, dim, 1.0);
-        kvarn_from_f32(b->raw_v + i * v_count(b), KVARN_F16, b->floats, v_count(b));
+        rows_fill(i, 'k', b->spec.group, dim, b->raw_k + i * k_count(b));
+        rows_fill(i, 'v', b->spec.group, dim, b->raw_v + i * v_count(b));
         rotate_run(b);
     }
     for (unsigned i = 0; i < TILES; i++) {
@@ -226,10 +262,12 @@ static void shape_bench(struct kvb_report *report, uint16_t dim, const char *pre
         memcpy(cases[s], all + s * level_count, level_count * sizeof(all[0]));
         subject_rows(report, &subjects[s], &b[s], cases[s], level_count);
     }
+    char params[32];
+    (void)snprintf(params, sizeof(params), "D%u G%u %s", dim, b[0].spec.group, preset);
     for (size_t i = 0; i < level_count && b[0].spec.k_bits == 2; i++) {
         struct kvb_row row = {.what = "encode refined / reference, time",
             .variant = levels[i],
-            .params = dim == 128 ? "D128 G128 k2v2" : "other D",
+            .params = params,
             .unit = "x"};
         kvb_row_ratio(&row, &cases[REFINED][i].stats, &cases[REFERENCE][i].stats);
         row.goal = i + 1 == level_count && dim == 128 ? refined_goal : (struct kvb_goal){0};

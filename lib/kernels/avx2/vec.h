@@ -100,6 +100,30 @@ VF_INLINE void vf_bytes_store(uint8_t *p, vf a)
     _mm_storel_epi64((__m128i *)p, both);
 }
 
+/*
+ * Round 4 vectors to 0..3 and pack them: 8 bytes. Packing with saturation clamps at 0; NaN gives 0.
+ */
+VF_INLINE void vf_codes2_store(uint8_t *p, const vf v[4])
+{
+    const __m256i by4 = _mm256_set1_epi16(0x0401), by16 = _mm256_set1_epi32(0x00100001);
+    const __m128i order = _mm_setr_epi8(0, 8, 2, 10, 4, 12, 6, 14, -1, -1, -1, -1, -1, -1, -1, -1);
+    const vf most = _mm256_set1_ps(4.0f); /* keeps large values in the range of an integer */
+    __m256i i[4];
+
+    for (int j = 0; j < 4; j++) {
+        /* min's second operand is what it gives for NaN, and that converts to the least integer */
+        i[j] = _mm256_cvtps_epi32(_mm256_min_ps(most, v[j]));
+    }
+    __m256i words =
+        _mm256_packus_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    __m256i codes = _mm256_min_epu8(words, _mm256_set1_epi8(3));
+    __m256i quads = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, by4), by16);
+    __m128i halves =
+        _mm_packus_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
+
+    _mm_storel_epi64((__m128i *)p, _mm_shuffle_epi8(halves, order));
+}
+
 VF_INLINE vf vf_half_load(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

@@ -12,14 +12,22 @@ static bool is_whole(const struct kvarn__plane *plane)
     return plane->rows % VF_LANES == 0 && plane->cols % VF_LANES == 0;
 }
 
-void kvarn_normalise_f32_avx512(
-    const struct kvarn__plane *plane, uint32_t iterations, const struct kvarn__work *work)
+void kvarn_normalise_f32_avx512(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     if (!is_whole(plane)) {
-        kvarn_normalise_f32_avx2(plane, iterations, work);
+        kvarn_normalise_f32_avx2(plane, work);
         return;
     }
-    norm_plane(plane, iterations, work);
+    norm_plane(plane, work);
+}
+
+void kvarn_balance_f32_avx512(const struct kvarn__plane *plane, const struct kvarn__work *work)
+{
+    if (!is_whole(plane)) {
+        kvarn_balance_f32_avx2(plane, work);
+        return;
+    }
+    norm_balance(plane, work);
 }
 
 void kvarn_round_plane_f32_avx512(

@@ -94,6 +94,29 @@ VF_INLINE void vf_bytes_store(uint8_t *p, vf a)
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
 }
 
+/*
+ * Round 4 vectors to 0..3 and pack them: 16 bytes. Packing with saturation clamps at 0; NaN gives
+ * 0.
+ */
+VF_INLINE void vf_codes2_store(uint8_t *p, const vf v[4])
+{
+    const __m512i by4 = _mm512_set1_epi16(0x0401), by16 = _mm512_set1_epi32(0x00100001);
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const vf most = _mm512_set1_ps(4.0f); /* keeps large values in the range of an integer */
+    __m512i i[4];
+
+    for (int j = 0; j < 4; j++) {
+        /* min's second operand is what it gives for NaN, and that converts to the least integer */
+        i[j] = _mm512_cvtps_epi32(_mm512_min_ps(most, v[j]));
+    }
+    __m512i words =
+        _mm512_packus_epi16(_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
+    __m512i codes = _mm512_min_epu8(words, _mm512_set1_epi8(3));
+    __m512i quads = _mm512_madd_epi16(_mm512_maddubs_epi16(codes, by4), by16);
+
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(quads), order));
+}
+
 VF_INLINE vf vf_half_load(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

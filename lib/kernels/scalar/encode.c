@@ -1,5 +1,6 @@
 /* The encoders after normalisation, scalar: FORMAT.md 7.2 and 7.3 as they are written. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
@@ -46,60 +47,74 @@ void kvarn_round_plane_f32_scalar(
     scales_store(plane, work);
 }
 
-/* Levels of one row from a Gaussian's start; leaves the row's weights in `weights`. */
-static struct kvarn__line row_start(const float *balanced, uint32_t count, float *weights)
+/* A row's weights: distances from its mean. */
+static void row_weigh(const float *balanced, uint32_t count, float mean, float *weights)
 {
-    float mean, std, codes[KVARN__ROW_MAX];
-
-    kvarn__std_rows_scalar(balanced, 1, count, &mean, &std);
-    float step = KVARN__STEP_START * std;
-    struct kvarn__line line = {.step = step > STEP_MIN ? step : STEP_MIN};
-    line.low = mean - KVARN__LOW_START * line.step;
     for (uint32_t i = 0; i < count; i++) {
         float distance = fabsf(balanced[i] - mean);
         weights[i] = distance > KVARN__WEIGHT_MIN ? distance : KVARN__WEIGHT_MIN;
     }
-    for (int i = 0; i < KVARN__FITS; i++) {
-        kvarn__fit_row_scalar(balanced, weights, count, codes, &line);
-    }
-    return line;
 }
 
-/* One row of a round: its levels by the columns' factors, its share of the columns' sums by them.
- */
-static void row_round(const struct kvarn__plane *plane, const struct kvarn__work *work, uint32_t r)
+/* The first round of row r: weights, and levels from a Gaussian's start. Leaves the codes. */
+static void row_start(
+    const struct kvarn__plane *plane, const struct kvarn__work *work, uint32_t r, float *codes)
 {
     const uint32_t cols = plane->cols;
-    const float *x = plane->values + (size_t)r * cols;
-    const float *row_weights = work->weights + (size_t)r * cols;
-    float ratio[KVARN__ROW_MAX], weights[KVARN__ROW_MAX], codes[KVARN__ROW_MAX];
+    float *weights = work->weights + (size_t)r * cols;
+    float balanced[KVARN__ROW_MAX], mean, std;
+
+    kvarn__balance_row_scalar(
+        plane->values + (size_t)r * cols, cols, work->col, work->row[r], balanced);
+    kvarn__std_rows_scalar(balanced, 1, cols, &mean, &std);
+    row_weigh(balanced, cols, mean, weights);
+    float step = KVARN__STEP_START * std;
+    struct kvarn__line line = {.step = step > STEP_MIN ? step : STEP_MIN};
+    line.low = mean - KVARN__LOW_START * line.step;
+    for (int i = 0; i < KVARN__FITS; i++) {
+        kvarn__fit_row_scalar(balanced, weights, cols, codes, &line);
+    }
+    work->step[r] = line.step * work->row[r];
+    work->low[r] = line.low * work->row[r];
+}
+
+/* A later round of row r: levels by the columns' new factors. Leaves the codes. */
+static void row_again(
+    const struct kvarn__plane *plane, const struct kvarn__work *work, uint32_t r, float *codes)
+{
+    const uint32_t cols = plane->cols;
+    float ratio[KVARN__ROW_MAX];
     struct kvarn__line line = {.step = work->step[r], .low = work->low[r]};
 
-    kvarn__balance_row_scalar(x, cols, work->col, 1.0f, ratio);
-    for (uint32_t c = 0; c < cols; c++) {
-        weights[c] = row_weights[c] * work->col[c] * work->col[c];
-    }
-    kvarn__fit_row_scalar(ratio, weights, cols, codes, &line);
-    struct kvarn__columns share = {.x = x,
-        .codes = codes,
-        .weights = row_weights,
-        .count = cols,
-        .num = work->num,
-        .den = work->den};
-    kvarn__fit_columns_scalar(&share, line);
+    kvarn__balance_row_scalar(plane->values + (size_t)r * cols, cols, work->col, 1.0f, ratio);
+    kvarn__fit_row_scalar(ratio, work->weights + (size_t)r * cols, cols, codes, &line);
     work->step[r] = line.step;
     work->low[r] = line.low;
 }
 
-/* One round: every row's levels, then every column's factor by the levels. */
-static void round_run(const struct kvarn__plane *plane, const struct kvarn__work *work)
+/* One round: every row's levels, then every column's factor by the levels of the codes. */
+static void round_run(
+    const struct kvarn__plane *plane, const struct kvarn__work *work, bool is_first)
 {
     const uint32_t cols = plane->cols;
+    float codes[KVARN__ROW_MAX];
 
     memset(work->num, 0, cols * sizeof(float));
     memset(work->den, 0, cols * sizeof(float));
     for (uint32_t r = 0; r < plane->rows; r++) {
-        row_round(plane, work, r);
+        if (is_first) {
+            row_start(plane, work, r, codes);
+        } else {
+            row_again(plane, work, r, codes);
+        }
+        struct kvarn__columns share = {.x = plane->values + (size_t)r * cols,
+            .codes = codes,
+            .weights = work->weights + (size_t)r * cols,
+            .count = cols,
+            .num = work->num,
+            .den = work->den};
+        kvarn__fit_columns_scalar(
+            &share, (struct kvarn__line){.step = work->step[r], .low = work->low[r]});
     }
     for (uint32_t c = 0; c < cols; c++) {
         if (work->den[c] > KVARN__DEN_MIN && work->num[c] > 0) {
@@ -111,25 +126,17 @@ static void round_run(const struct kvarn__plane *plane, const struct kvarn__work
 void kvarn_refine_plane_f32_scalar(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     const uint32_t cols = plane->cols;
-    float balanced[KVARN__ROW_MAX];
+    float ratio[KVARN__ROW_MAX];
     uint8_t codes[KVARN__ROW_MAX];
 
     KVARN_ASSERT(plane->bits == 2 && cols <= KVARN__ROW_MAX);
-    for (uint32_t r = 0; r < plane->rows; r++) {
-        size_t at = (size_t)r * cols;
-        kvarn__balance_row_scalar(plane->values + at, cols, work->col, work->row[r], balanced);
-        struct kvarn__line line = row_start(balanced, cols, work->weights + at);
-        work->step[r] = line.step * work->row[r];
-        work->low[r] = line.low * work->row[r];
-    }
     for (int i = 0; i < KVARN__ROUNDS; i++) {
-        round_run(plane, work);
+        round_run(plane, work, i == 0);
     }
     for (uint32_t r = 0; r < plane->rows; r++) {
         struct kvarn__line line = {.step = work->step[r], .low = work->low[r]};
-        kvarn__balance_row_scalar(
-            plane->values + (size_t)r * cols, cols, work->col, 1.0f, balanced);
-        kvarn__round_row_scalar(balanced, cols, TOP, line, codes);
+        kvarn__balance_row_scalar(plane->values + (size_t)r * cols, cols, work->col, 1.0f, ratio);
+        kvarn__round_row_scalar(ratio, cols, TOP, line, codes);
         row_pack(plane, r, codes);
     }
     scales_store(plane, work);

@@ -78,7 +78,7 @@ void kvarn__balance_row_scalar(
     }
 }
 
-static void balance(const struct kvarn__plane *plane, const struct kvarn__work *work)
+static void plane_balance(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     for (uint32_t r = 0; r < plane->rows; r++) {
         size_t at = (size_t)r * plane->cols;
@@ -132,8 +132,7 @@ static void best_take(const struct kvarn__plane *plane, const struct kvarn__work
 }
 
 /* Here now_... hold logarithms of the factors and inv_... the factors. */
-void kvarn_normalise_f32_scalar(
-    const struct kvarn__plane *plane, uint32_t iterations, const struct kvarn__work *work)
+void kvarn_normalise_f32_scalar(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     const uint32_t rows = plane->rows, cols = plane->cols;
 
@@ -145,12 +144,12 @@ void kvarn_normalise_f32_scalar(
     kvarn__std_columns_scalar(plane->values, rows, cols, work->mean_col, work->std_col);
     kvarn__std_rows_scalar(plane->values, rows, cols, work->mean_row, work->std_row);
     float imbalance_min = spread(work->std_col, cols) + spread(work->std_row, rows);
-    for (uint32_t i = 0; i < iterations; i++) {
+    for (int i = 0; i < KVARN__ITERATIONS; i++) {
         bool moved = scales_update(work->now_col, work->inv_col, work->std_col, cols);
-        balance(plane, work);
+        plane_balance(plane, work);
         kvarn__std_rows_scalar(work->balanced, rows, cols, work->mean_row, work->std_row);
         moved |= scales_update(work->now_row, work->inv_row, work->std_row, rows);
-        balance(plane, work);
+        plane_balance(plane, work);
         kvarn__std_columns_scalar(work->balanced, rows, cols, work->mean_col, work->std_col);
         kvarn__std_rows_scalar(work->balanced, rows, cols, work->mean_row, work->std_row);
         float imbalance = spread(work->std_col, cols) + spread(work->std_row, rows);
@@ -163,4 +162,21 @@ void kvarn_normalise_f32_scalar(
             break;
         }
     }
+}
+
+void kvarn_balance_f32_scalar(const struct kvarn__plane *plane, const struct kvarn__work *work)
+{
+    const uint32_t rows = plane->rows, cols = plane->cols;
+    float ratio[KVARN__ROW_MAX];
+
+    KVARN_ASSERT(cols <= KVARN__ROW_MAX);
+    fill(work->now_col, cols, 0.0f);
+    fill(work->now_row, rows, 0.0f);
+    kvarn__std_columns_scalar(plane->values, rows, cols, work->mean_col, work->std_col);
+    (void)scales_update(work->now_col, work->col, work->std_col, cols);
+    for (uint32_t r = 0; r < rows; r++) {
+        kvarn__balance_row_scalar(plane->values + (size_t)r * cols, cols, work->col, 1.0f, ratio);
+        kvarn__std_rows_scalar(ratio, 1, cols, &work->mean_row[r], &work->std_row[r]);
+    }
+    (void)scales_update(work->now_row, work->row, work->std_row, rows);
 }

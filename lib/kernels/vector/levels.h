@@ -10,6 +10,7 @@
 #define KVARN_KERNELS_VECTOR_LEVELS_H
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "lib/base/assert.h"
 #include "lib/kernels/kernels.h"
@@ -37,23 +38,46 @@ VF_INLINE vf levels_code(vf d, vf inv_step, vf top)
     return vf_min(vf_max(code, vf_set1(LEVELS_SHIFT)), top);
 }
 
+/* One row whose vectors do not come in fours, or of 4 bits. */
+VF_INLINE void levels_row_pack(const float *x, uint32_t cols, const float *inv_col,
+    struct kvarn__line line, uint32_t bits, uint8_t *dst)
+{
+    const vf top = vf_set1(LEVELS_SHIFT + (float)((1u << bits) - 1));
+    vf inv_step = vf_set1(1.0f / line.step), low = vf_set1(line.low);
+    uint8_t bytes[KVARN__ROW_MAX];
+
+    for (uint32_t c = 0; c < cols; c += VF_LANES) {
+        vf d = vf_fms(vf_load(x + c), vf_load(inv_col + c), low);
+        vf_bytes_store(bytes + c, levels_code(d, inv_step, top));
+    }
+    KVARN__VECTOR_PACK(bytes, cols, bits, dst);
+}
+
 /* Round VF_LANES rows of x * inv_col and pack their codes. */
 VF_INLINE void levels_rows_pack(const struct kvarn__plane *plane, const float *x,
     const float *inv_col, const struct levels *levels, uint32_t r)
 {
     const uint32_t cols = plane->cols;
     const size_t row_bytes = (size_t)cols * plane->bits / 8;
-    const vf top = vf_set1(LEVELS_SHIFT + (float)((1u << plane->bits) - 1));
-    uint8_t bytes[KVARN__ROW_MAX];
+    const bool is_fours = plane->bits == 2 && cols % (4 * VF_LANES) == 0;
 
     for (uint32_t i = 0; i < VF_LANES; i++) {
         const float *row = x + (size_t)i * cols;
-        vf inv_step = vf_set1(levels->inv[i]), low = vf_set1(levels->low[i]);
-        for (uint32_t c = 0; c < cols; c += VF_LANES) {
-            vf d = vf_fms(vf_load(row + c), vf_load(inv_col + c), low);
-            vf_bytes_store(bytes + c, levels_code(d, inv_step, top));
+        uint8_t *dst = plane->codes + (r + i) * row_bytes;
+        if (!is_fours) {
+            struct kvarn__line line = {.step = levels->step[i], .low = levels->low[i]};
+            levels_row_pack(row, cols, inv_col, line, plane->bits, dst);
+            continue;
         }
-        KVARN__VECTOR_PACK(bytes, cols, plane->bits, plane->codes + (r + i) * row_bytes);
+        vf inv_step = vf_set1(levels->inv[i]), low = vf_set1(levels->low[i]);
+        for (uint32_t c = 0; c < cols; c += 4 * VF_LANES) {
+            vf v[4];
+            for (uint32_t j = 0; j < 4; j++) {
+                uint32_t at = c + j * VF_LANES;
+                v[j] = vf_mul(vf_fms(vf_load(row + at), vf_load(inv_col + at), low), inv_step);
+            }
+            vf_codes2_store(dst + c / 4, v);
+        }
     }
 }
 

@@ -132,6 +132,22 @@ VF_INLINE vf norm_factor(vf now, vf std, vf *moved)
     return next;
 }
 
+/* Add VF_LANES rows, less the columns' shifts, to the sums of one vector of columns. */
+VF_INLINE void norm_columns_plain(
+    const float *x, uint32_t cols, const struct kvarn__work *work, uint32_t c)
+{
+    vf shift = vf_load(work->mean_col + c);
+    vf sum = vf_load(work->num + c), square = vf_load(work->den + c);
+
+    for (uint32_t r = 0; r < VF_LANES; r++) {
+        vf d = vf_sub(vf_load(x + (size_t)r * cols + c), shift);
+        sum = vf_add(sum, d);
+        square = vf_fma(d, d, square);
+    }
+    vf_store(work->num + c, sum);
+    vf_store(work->den + c, square);
+}
+
 /* Every lane's worth: largest (or, of the negative, least) of a vector. */
 static float norm_lane_max(vf a)
 {
@@ -176,8 +192,6 @@ static void norm_start(const struct kvarn__plane *plane, const struct kvarn__wor
         vf std = norm_std(sum, square, vf_load(first), cols, &mean);
         vf_store(work->std_row + r, std);
         vf_store(work->mean_row + r, mean);
-        vf_store(work->best_std + r, std);
-        vf_store(work->best_mean + r, mean);
         vf_store(work->now_row + r, vf_set1(1.0f));
         vf_store(work->inv_row + r, vf_set1(1.0f));
         vf_store(work->row + r, vf_set1(1.0f));
@@ -299,13 +313,10 @@ static void norm_best_take(uint32_t rows, uint32_t cols, const struct kvarn__wor
 {
     memcpy(work->col, work->now_col, cols * sizeof(float));
     memcpy(work->row, work->now_row, rows * sizeof(float));
-    memcpy(work->best_mean, work->mean_row, rows * sizeof(float));
-    memcpy(work->best_std, work->std_row, rows * sizeof(float));
 }
 
 /* The operation `normalise`, of planes with rows and cols in whole vectors. */
-static void norm_plane(
-    const struct kvarn__plane *plane, uint32_t iterations, const struct kvarn__work *work)
+static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     const uint32_t rows = plane->rows, cols = plane->cols;
     vf low = vf_set1(INFINITY), high = vf_set1(0.0f);
@@ -317,7 +328,7 @@ static void norm_plane(
         high = vf_max(high, vf_load(work->std_row + r));
     }
     float least = norm_columns_finish(rows, cols, work) + norm_spread(low, high);
-    for (uint32_t i = 0; i < iterations; i++) {
+    for (uint32_t i = 0; i < KVARN__ITERATIONS; i++) {
         struct norm_state state = {vf_set1(INFINITY), vf_set1(0.0f), vf_set1(0.0f)};
         float drift = norm_columns_update(cols, work, &state.moved);
         norm_pass(plane, work, i == 0, drift, &state);
@@ -331,6 +342,54 @@ static void norm_plane(
         if (!(norm_lane_max(state.moved) > 0.0f)) {
             break;
         }
+    }
+}
+
+/* A factor that starts from 1. */
+VF_INLINE vf norm_first_factor(vf std)
+{
+    vf moved = vf_set1(0.0f);
+
+    return norm_factor(vf_set1(1.0f), std, &moved);
+}
+
+/* The operation `balance`, of planes with rows and cols in whole vectors. */
+static void norm_balance(const struct kvarn__plane *plane, const struct kvarn__work *work)
+{
+    const uint32_t rows = plane->rows, cols = plane->cols;
+
+    KVARN_ASSERT(rows % VF_LANES == 0 && cols % VF_LANES == 0);
+    for (uint32_t c = 0; c < cols; c += VF_LANES) {
+        vf_store(work->mean_col + c, vf_load(plane->values + c));
+        vf_store(work->num + c, vf_set1(0.0f));
+        vf_store(work->den + c, vf_set1(0.0f));
+    }
+    for (uint32_t r = 0; r < rows; r += VF_LANES) {
+        for (uint32_t c = 0; c < cols; c += VF_LANES) {
+            norm_columns_plain(plane->values + (size_t)r * cols, cols, work, c);
+        }
+    }
+    for (uint32_t c = 0; c < cols; c += VF_LANES) {
+        vf mean;
+        vf std = norm_std(vf_load(work->num + c), vf_load(work->den + c),
+            vf_load(work->mean_col + c), rows, &mean);
+        vf factor = norm_first_factor(std);
+        vf_store(work->col + c, factor);
+        vf_store(work->inv_col + c, vf_div(vf_set1(1.0f), factor));
+    }
+    for (uint32_t r = 0; r < rows; r += VF_LANES) {
+        const float *x = plane->values + (size_t)r * cols;
+        float first[VF_LANES];
+        vf sum, square, mean;
+        for (uint32_t i = 0; i < VF_LANES; i++) {
+            first[i] = x[(size_t)i * cols] * work->inv_col[0];
+        }
+        norm_rows_sum(x, cols, work->inv_col, first, &sum, &square);
+        vf std = norm_std(sum, square, vf_load(first), cols, &mean);
+        vf factor = norm_first_factor(std);
+        vf_store(work->row + r, factor);
+        vf_store(work->mean_row + r, mean);
+        vf_store(work->std_row + r, vf_div(std, factor));
     }
 }
 

@@ -52,7 +52,7 @@ static void fixture_init(struct fixture *f)
 /* Normalise; work.balanced becomes the plane divided by the factors found. */
 static void fixture_run(struct fixture *f)
 {
-    kvarn__kernels_get()->normalise(&f->plane, KVARN__ITERATIONS, &f->work);
+    kvarn__kernels_get()->normalise(&f->plane, &f->work);
     for (int r = 0; r < ROWS; r++) {
         kvarn__balance_row_scalar(
             f->values + r * COLS, COLS, f->work.col, f->work.row[r], f->work.balanced + r * COLS);
