@@ -361,6 +361,11 @@ static void form_rows(struct kvb_report *report, const struct point *point, cons
     row.variant = form_names[form];
     row.unit = "x";
     row.note = NULL;
+    if (point->is_cold && stats[FORM_READ].median > 0 && form != FORM_READ) {
+        (void)snprintf(note, sizeof(note), "(reading alone would allow %.3g)",
+            stats[form].median / stats[FORM_READ].median);
+        row.note = note;
+    }
     row.goal = goal_of(point, form);
     kvb_row_ratio(&row, &stats[form], &stats[FORM_FAST]);
     kvb_report_row(report, &row);

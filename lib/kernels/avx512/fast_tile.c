@@ -67,21 +67,17 @@ VF_INLINE __m512i halves_some(const uint16_t *p, uint32_t count)
     return _mm512_maskz_loadu_epi16(count >= 32 ? 0xffffffffu : (1u << count) - 1, p);
 }
 
-/* Every fourth of 64 halves, and every second of 32, from the m-th on. */
-VF_INLINE vf plane_of_four(__m512i low, __m512i high, uint32_t m)
+VF_INLINE void halves_store(float *dst, __m512i planes)
 {
-    __m256i from = _mm512_cvtepi32_epi16(lane_idx(m, 4));
-
-    return _mm512_cvtph_ps(
-        _mm512_castsi512_si256(_mm512_permutex2var_epi16(low, _mm512_castsi256_si512(from), high)));
+    vf_store(dst, _mm512_cvtph_ps(_mm512_castsi512_si256(planes)));
+    vf_store(dst + 16, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(planes, 1)));
 }
 
-VF_INLINE vf plane_of_two(__m512i halves, uint32_t m)
+/* Which halves make two planes of 16: the first, first + step, ..., then those one further. */
+VF_INLINE __m512i planes_from(uint32_t first, uint32_t step)
 {
-    __m256i from = _mm512_cvtepi32_epi16(lane_idx(m, 2));
-
-    return _mm512_cvtph_ps(
-        _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(from), halves)));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(lane_idx(first, step))),
+        _mm512_cvtepi32_epi16(lane_idx(first + 1, step)), 1);
 }
 
 static void halves_pack(const uint16_t *src, uint32_t count, uint32_t bits, float *dst)
@@ -89,8 +85,7 @@ static void halves_pack(const uint16_t *src, uint32_t count, uint32_t bits, floa
     if (bits == 4) {
         for (uint32_t i = 0; i < count; i += 32) {
             __m512i halves = halves_some(src + i, count - i);
-            vf_store(dst + i, plane_of_two(halves, 0));
-            vf_store(dst + i + 16, plane_of_two(halves, 1));
+            halves_store(dst + i, _mm512_permutexvar_epi16(planes_from(0, 2), halves));
         }
         return;
     }
@@ -98,9 +93,8 @@ static void halves_pack(const uint16_t *src, uint32_t count, uint32_t bits, floa
         __m512i low = halves_some(src + i, count - i);
         __m512i high =
             count - i > 32 ? halves_some(src + i + 32, count - i - 32) : _mm512_setzero_si512();
-        for (uint32_t m = 0; m < 4; m++) {
-            vf_store(dst + i + 16 * m, plane_of_four(low, high, m));
-        }
+        halves_store(dst + i, _mm512_permutex2var_epi16(low, planes_from(0, 4), high));
+        halves_store(dst + i + 32, _mm512_permutex2var_epi16(low, planes_from(2, 4), high));
     }
 }
 

@@ -37,6 +37,9 @@
 /* Below it 127 / max leaves the range of floats; such rows count as 0. */
 #define STEP_MIN 0x1p-100f
 
+/* Lines fetched at each turn of a row between the loops over codes, which fetch most. */
+#define FETCH_ROW 4
+
 /* What a tile gives to every query row. */
 struct tile {
     float k_scale[FAST_COUNT]; /* channels in order, zeros up to a whole 64 */
@@ -55,7 +58,7 @@ struct tile {
 struct quad {
     const struct kvarn__fast_rows *all; /* borrowed */
     uint32_t first, rows;
-    struct fast_ahead ahead_k, ahead_v; /* what K's and V's loops fetch */
+    struct fast_ahead ahead;
     struct fast_numbers numbers;
     struct fast_sums sums;
     float x[FAST_ROWS][KVARN_GROUP_MAX] __attribute__((aligned(64))); /* logits, then y */
@@ -168,6 +171,7 @@ static void quad_round_q(struct quad *quad, const struct tile *tile)
             most = vf_max(most, vf_abs(vf_mul(x, vf_load(tile->k_scale + i))));
             mid_sum = vf_fma(x, vf_load(tile->k_mid + i), mid_sum);
         }
+        quad->ahead = fast_fetch(quad->ahead, FETCH_ROW, false);
         peaks[r] = most;
         mids[r] = mid_sum;
         sums[r] = vf_set1(0);
@@ -310,6 +314,7 @@ static bool quad_weigh(struct quad *quad, const struct tile *tile)
     bool is_needed = false;
 
     for (uint32_t r = 0; r < FAST_ROWS; r++) {
+        quad->ahead = fast_fetch(quad->ahead, FETCH_ROW, false);
         if (r >= quad->rows) {
             sums.p[r] = sums.mid[r] = sums.peak[r] = vf_set1(0);
         } else if (quad->is_partial[r] || tile->is_v_signed) {
@@ -386,7 +391,7 @@ static void quad_add_v(struct quad *quad, const struct tile *tile, float sign)
 
     quad_round_y(quad, tile, sign);
     codes.rows = quad->rows;
-    codes.ahead = &quad->ahead_v;
+    codes.ahead = &quad->ahead;
     fast_dot_unsigned(&codes, &quad->numbers, &quad->sums);
     for (uint32_t r = 0; r < quad->rows; r++) {
         if (quad->is_skipped[r]) {
@@ -406,7 +411,7 @@ static void quad_run(struct quad *quad, const struct tile *tile)
 
     quad_round_q(quad, tile);
     codes.rows = quad->rows;
-    codes.ahead = &quad->ahead_k;
+    codes.ahead = &quad->ahead;
     fast_dot_signed(&codes, &quad->numbers, &quad->sums);
     quad_logits(quad, tile);
     if (!quad_weigh(quad, tile)) {
@@ -418,20 +423,18 @@ static void quad_run(struct quad *quad, const struct tile *tile)
     }
 }
 
-/* Half of the next tile is fetched during K's loops, half during V's; of the first rows only. */
+/* The next tile is fetched while the first rows are computed, a few lines at every turn. */
 static void quad_look_ahead(struct quad *quad, const struct kvarn__fast_rows *rows)
 {
     const uint8_t *next = rows->ahead;
-    const size_t half = rows->ahead_bytes / 2 / FAST_LINE * FAST_LINE;
 
     if (next == NULL || quad->first > 0) {
         /* Something that is in the nearest cache anyway. */
         next = (const uint8_t *)quad->x;
-        quad->ahead_k = quad->ahead_v = (struct fast_ahead){next, next};
+        quad->ahead = (struct fast_ahead){next, next};
         return;
     }
-    quad->ahead_k = (struct fast_ahead){next, next + half};
-    quad->ahead_v = (struct fast_ahead){next + half, next + rows->ahead_bytes};
+    quad->ahead = (struct fast_ahead){next, next + rows->ahead_bytes};
 }
 
 void FAST_NAME(kvarn_attend_tile_u8_f32)(const struct kvarn__tile_view *k,
