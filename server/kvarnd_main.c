@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "kvarn/cpu.h"
 #include "kvarn/version.h"
 #include "lib/base/assert.h"
 #include "server/config.h"
@@ -57,6 +58,10 @@ int main(int argc, char **argv)
     char why[512] = "";
     int rc = EXIT_RUN;
 
+    if (kvarn_cpu_init(NULL, why, sizeof(why)) != 0) {
+        (void)fprintf(stderr, "kvarnd: %s\n", why);
+        return EXIT_USAGE;
+    }
     if (kvd_config_init(&config) != 0) {
         (void)fprintf(stderr, "kvarnd: out of memory\n");
         return EXIT_RUN;

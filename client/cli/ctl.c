@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "client/cli/printable.h"
+#include "kvarn/cpu.h"
 #include "kvarn/version.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
@@ -258,7 +259,12 @@ int ctl_main(int count, char *const *args)
     struct ctl ctl = {0};
     int before = option_first_position(&ctl_global_options, count, args);
     int at = before;
+    char why[128];
 
+    if (kvarn_cpu_init(NULL, why, sizeof(why)) != 0) {
+        fprintf(stderr, "kvarnctl: %s\n", why);
+        return CTL_USAGE;
+    }
     for (size_t i = 0; count > 0 && i < sizeof helps / sizeof helps[0]; i++) {
         if (strcmp(args[0], helps[i]) == 0) {
             usage_print(stdout);

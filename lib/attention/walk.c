@@ -14,13 +14,17 @@
 /* Query rows on their way over the spans. */
 struct strip {
     const struct kvarn_attention_params *params; /* borrowed */
+    const struct kvarn__kernels *kernels;        /* borrowed */
     const float *q;                              /* borrowed, [rows][k_dim] */
     size_t first_row;
     uint32_t rows;
-    float *acc;     /* borrowed from scratch, [rows][v_dim] */
-    float *weights; /* borrowed from scratch, [rows][tokens of a span] */
+    float *acc;          /* borrowed from scratch, [rows][v_dim] */
+    float *packed;       /* borrowed from scratch, [rows][packed_count]: fast tiles' share of acc */
+    size_t packed_count; /* 0: exact */
+    float *weights;      /* borrowed from scratch, [rows][tokens of a span] */
     float max[KVARN__QUERY_ROWS_MAX];
     double sum[KVARN__QUERY_ROWS_MAX];
+    struct kvarn__seen seen[KVARN__QUERY_ROWS_MAX]; /* of the span at hand */
 };
 
 static size_t strip_rows(const struct kvarn_attention_params *params)
@@ -30,18 +34,21 @@ static size_t strip_rows(const struct kvarn_attention_params *params)
     return rows < KVARN__QUERY_ROWS_MAX ? rows : KVARN__QUERY_ROWS_MAX;
 }
 
-size_t kvarn_attention_scratch_floats(const struct kvarn_attention_params *params)
+static size_t packed_count(const struct kvarn_attention_params *params)
 {
-    return strip_rows(params) * ((size_t)params->spec.v_dim + params->spec.group);
+    return params->accuracy == KVARN_ACCURACY_FAST
+               ? kvarn__packed_floats(params->spec.v_dim, params->spec.v_bits)
+               : 0;
 }
 
-/* Tokens of a span that one query row sees: [low, high) from the span's first. */
-struct seen {
-    uint32_t low, high;
-};
+size_t kvarn_attention_scratch_floats(const struct kvarn_attention_params *params)
+{
+    return strip_rows(params) *
+           ((size_t)params->spec.v_dim + params->spec.group + packed_count(params));
+}
 
 /* SEMANTICS 19: row t sits at p = position + t and sees max(first, p - window + 1) <= j <= p. */
-static struct seen row_seen(const struct kvarn_attention_params *params, size_t row,
+static struct kvarn__seen row_seen(const struct kvarn_attention_params *params, size_t row,
     const struct kvarn_attention_span *span)
 {
     uint64_t position = params->position + row % params->q_tokens;
@@ -58,15 +65,16 @@ static struct seen row_seen(const struct kvarn_attention_params *params, size_t 
     low = low > span->first_token ? low : span->first_token;
     high = high < span_end ? high : span_end;
     if (low >= high) {
-        return (struct seen){0, 0};
+        return (struct kvarn__seen){0, 0};
     }
-    return (struct seen){(uint32_t)(low - span->first_token), (uint32_t)(high - span->first_token)};
+    return (struct kvarn__seen){
+        (uint32_t)(low - span->first_token), (uint32_t)(high - span->first_token)};
 }
 
 /* dst[rows][token_count] = q . K */
 static void span_dot(const struct strip *strip, const struct kvarn_attention_span *span, float *dst)
 {
-    const struct kvarn__kernels *kernels = kvarn__kernels_get();
+    const struct kvarn__kernels *kernels = strip->kernels;
 
     if (span->form == KVARN_SPAN_TILE) {
         struct kvarn__tile_view view;
@@ -82,7 +90,7 @@ static void span_dot(const struct strip *strip, const struct kvarn_attention_spa
 /* acc += weights . V */
 static void span_add(const struct strip *strip, const struct kvarn_attention_span *span)
 {
-    const struct kvarn__kernels *kernels = kvarn__kernels_get();
+    const struct kvarn__kernels *kernels = strip->kernels;
 
     if (span->form == KVARN_SPAN_TILE) {
         struct kvarn__tile_view view;
@@ -95,66 +103,105 @@ static void span_add(const struct strip *strip, const struct kvarn_attention_spa
     }
 }
 
-/* Raw dot products of the tokens seen -> logits; returns the largest. */
-static float logits_finish(
-    const struct kvarn_attention_params *params, struct seen seen, float *logits)
-{
-    float max = -INFINITY;
-
-    for (uint32_t t = seen.low; t < seen.high; t++) {
-        float logit = params->scale * logits[t];
-        if (params->softcap > 0) {
-            logit = params->softcap * tanhf(logit / params->softcap);
-        }
-        logits[t] = logit;
-        max = logit > max ? logit : max;
-    }
-    return max;
-}
-
-/* One row of a span: dot products -> weights relative to the new maximum; what is not seen is 0. */
-static void row_weigh(
-    struct strip *strip, uint32_t row, struct seen seen, uint32_t token_count, float *weights)
+/* A row's sums are relative to a maximum that was raised: they shrink. */
+static void row_rescale(struct strip *strip, uint32_t row, float share)
 {
     const uint32_t dim = strip->params->spec.v_dim;
     float *acc = strip->acc + (size_t)row * dim;
 
+    for (uint32_t i = 0; i < dim; i++) {
+        acc[i] *= share;
+    }
+}
+
+static void row_rescale_packed(struct strip *strip, uint32_t row, float share)
+{
+    float *packed = strip->packed + row * strip->packed_count;
+
+    for (size_t i = 0; i < strip->packed_count; i++) {
+        packed[i] *= share;
+    }
+}
+
+/* One row of a span: dot products -> weights relative to the new maximum; what is not seen is 0. */
+static void row_weigh(struct strip *strip, uint32_t row, uint32_t token_count)
+{
+    const struct kvarn_attention_params *params = strip->params;
+    const struct kvarn__seen seen = strip->seen[row];
+    float *weights = strip->weights + (size_t)row * token_count;
+    float span_max = -INFINITY;
+
     if (seen.low < seen.high) {
-        float span_max = logits_finish(strip->params, seen, weights);
+        strip->kernels->softmax_logits(
+            weights + seen.low, seen.high - seen.low, params->scale, params->softcap, &span_max);
         if (span_max > strip->max[row]) {
             /* expf(-inf) is 0: the first span rescales nothing. */
             float share = expf(strip->max[row] - span_max);
             strip->sum[row] *= (double)share;
-            for (uint32_t i = 0; i < dim; i++) {
-                acc[i] *= share;
-            }
+            row_rescale(strip, row, share);
+            row_rescale_packed(strip, row, share);
             strip->max[row] = span_max;
         }
+        strip->kernels->softmax_weights(
+            weights + seen.low, seen.high - seen.low, strip->max[row], &strip->sum[row]);
     }
-    for (uint32_t t = 0; t < token_count; t++) {
-        bool is_seen = t >= seen.low && t < seen.high;
-        weights[t] = is_seen ? expf(weights[t] - strip->max[row]) : 0.0f;
-        strip->sum[row] += (double)weights[t];
+    memset(weights, 0, seen.low * sizeof(*weights));
+    memset(weights + seen.high, 0, (token_count - seen.high) * sizeof(*weights));
+}
+
+/* A tile in 8 bits. Its kernel rescales the packed sums; those of half rows are ours. */
+static void strip_walk_fast(struct strip *strip, const struct kvarn_attention_span *span,
+    const struct kvarn_attention_span *next)
+{
+    const struct kvarn_attention_params *params = strip->params;
+    struct kvarn__tile_view k, v;
+    float before[KVARN__QUERY_ROWS_MAX];
+    struct kvarn__fast_rows rows = {.q = strip->q,
+        .seen = strip->seen,
+        .rows = strip->rows,
+        .scale = params->scale,
+        .softcap = params->softcap,
+        .max = strip->max,
+        .sum = strip->sum,
+        .acc = strip->packed};
+
+    if (next != NULL && next->form == KVARN_SPAN_TILE) {
+        rows.ahead = next->tile;
+        rows.ahead_bytes = kvarn_tile_bytes(&params->spec);
+    }
+
+    memcpy(before, strip->max, strip->rows * sizeof(*before));
+    kvarn__tile_k_view(&params->spec, span->tile, &k);
+    kvarn__tile_v_view(&params->spec, span->tile, &v);
+    strip->kernels->attend_tile(&k, &v, &rows);
+    for (uint32_t r = 0; r < strip->rows; r++) {
+        if (strip->max[r] > before[r]) {
+            row_rescale(strip, r, expf(before[r] - strip->max[r]));
+        }
     }
 }
 
-static void strip_walk_span(struct strip *strip, const struct kvarn_attention_span *span)
+/* `next`: the span that is walked after this one; NULL: none. */
+static void strip_walk_span(struct strip *strip, const struct kvarn_attention_span *span,
+    const struct kvarn_attention_span *next)
 {
-    struct seen seen[KVARN__QUERY_ROWS_MAX];
     bool is_any_seen = false;
 
     KVARN_ASSERT(span->token_count <= strip->params->spec.group);
     for (uint32_t r = 0; r < strip->rows; r++) {
-        seen[r] = row_seen(strip->params, strip->first_row + r, span);
-        is_any_seen |= seen[r].low < seen[r].high;
+        strip->seen[r] = row_seen(strip->params, strip->first_row + r, span);
+        is_any_seen |= strip->seen[r].low < strip->seen[r].high;
     }
     if (!is_any_seen) {
         return;
     }
+    if (span->form == KVARN_SPAN_TILE && strip->packed_count > 0) {
+        strip_walk_fast(strip, span, next);
+        return;
+    }
     span_dot(strip, span, strip->weights);
     for (uint32_t r = 0; r < strip->rows; r++) {
-        row_weigh(
-            strip, r, seen[r], span->token_count, strip->weights + (size_t)r * span->token_count);
+        row_weigh(strip, r, span->token_count);
     }
     span_add(strip, span);
 }
@@ -170,6 +217,20 @@ static void strip_load(struct strip *strip, const float *partial)
         strip->max[r] = row[KVARN__PARTIAL_MAX];
         strip->sum[r] = (double)row[KVARN__PARTIAL_SUM];
         memcpy(strip->acc + r * dim, row + KVARN__PARTIAL_ACC, dim * sizeof(float));
+    }
+    memset(strip->packed, 0, strip->rows * strip->packed_count * sizeof(float));
+}
+
+/* Bring the packed sums into the order of channels. */
+static void strip_unpack(struct strip *strip)
+{
+    const uint32_t dim = strip->params->spec.v_dim, bits = strip->params->spec.v_bits;
+
+    for (uint32_t r = 0; r < strip->rows; r++) {
+        const float *packed = strip->packed + r * strip->packed_count;
+        for (uint32_t i = 0; i < dim; i++) {
+            strip->acc[(size_t)r * dim + i] += packed[kvarn__packed_idx(i, bits)];
+        }
     }
 }
 
@@ -190,10 +251,14 @@ void kvarn_attention_walk(const struct kvarn_attention_params *params, const flo
     const struct kvarn_attention_span *spans, size_t span_count, float *partial, float *scratch)
 {
     const size_t rows = kvarn__attention_rows(params);
-    struct strip strip = {.params = params, .acc = scratch};
+    struct strip strip = {.params = params,
+        .kernels = kvarn__kernels_get(),
+        .acc = scratch,
+        .packed_count = packed_count(params)};
 
     KVARN_ASSERT(params->q_heads > 0 && params->q_tokens > 0);
     strip.weights = scratch + strip_rows(params) * params->spec.v_dim;
+    strip.packed = strip.weights + strip_rows(params) * params->spec.group;
     for (size_t first = 0; first < rows; first += KVARN__QUERY_ROWS_MAX) {
         size_t left = rows - first;
         strip.first_row = first;
@@ -201,7 +266,10 @@ void kvarn_attention_walk(const struct kvarn_attention_params *params, const flo
         strip.q = q + first * params->spec.k_dim;
         strip_load(&strip, partial);
         for (size_t i = 0; i < span_count; i++) {
-            strip_walk_span(&strip, &spans[i]);
+            strip_walk_span(&strip, &spans[i], i + 1 < span_count ? &spans[i + 1] : NULL);
+        }
+        if (strip.packed_count > 0) {
+            strip_unpack(&strip);
         }
         strip_store(&strip, partial);
     }

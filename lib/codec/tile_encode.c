@@ -21,15 +21,6 @@ static uint16_t *halves_at(uint8_t *tile, uint32_t offset)
     return (void *)(tile + offset);
 }
 
-static void transpose(const float *src, uint32_t rows, uint32_t cols, float *dst)
-{
-    for (uint32_t r = 0; r < rows; r++) {
-        for (uint32_t c = 0; c < cols; c++) {
-            dst[(size_t)c * rows + r] = src[(size_t)r * cols + c];
-        }
-    }
-}
-
 /* Whether what a plane's encoder wrote can be served. */
 static bool is_plane_valid(const struct kvarn__plane *plane)
 {
@@ -75,7 +66,7 @@ enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec, enum kv
 
     KVARN_ASSERT(kvarn_tile_spec_check(spec) == 0);
     kvarn__layout_init(&at, spec);
-    transpose(k, spec->group, spec->k_dim, k_channels);
+    kvarn__kernels_get()->transpose(k, spec->group, spec->k_dim, k_channels);
     struct kvarn__plane k_plane = {.values = k_channels,
         .rows = spec->k_dim,
         .cols = spec->group,

@@ -36,16 +36,14 @@ void kvarn_tile_to_record(const struct kvarn_tile_spec *spec, const void *tile, 
     memset(dst, 0, map.pad);
 }
 
-/* Halves -> floats; whether all are finite. */
-static bool halves_load(const uint16_t *src, uint32_t count, float *dst)
+/* Halves -> floats; returns their largest magnitude, Inf where one is not finite. */
+static float halves_load(const uint16_t *src, uint32_t count, float *dst)
 {
+    float max;
+
     kvarn__kernels_get()->half_to_f32(dst, src, count);
-    for (uint32_t i = 0; i < count; i++) {
-        if (!isfinite(dst[i])) {
-            return false;
-        }
-    }
-    return true;
+    kvarn__kernels_get()->abs_max(dst, count, &max);
+    return max;
 }
 
 /* Whether every value of one row is in range, by its codes. */
@@ -68,23 +66,28 @@ static bool is_row_in_range(
 int kvarn__view_check(const struct kvarn__tile_view *view)
 {
     float scale[KVARN__ROW_MAX], zero[KVARN__ROW_MAX], other[KVARN__ROW_MAX];
+    float high[KVARN__ROW_MAX], high_max;
     float top = (float)((1u << view->bits) - 1);
-    float other_max = 0;
 
     KVARN_ASSERT(view->rows <= KVARN__ROW_MAX && view->cols <= KVARN__ROW_MAX);
-    if (!halves_load(view->scale, view->rows, scale) ||
-        !halves_load(view->zero, view->rows, zero) ||
-        !halves_load(view->other, view->cols, other)) {
+    float scale_max = halves_load(view->scale, view->rows, scale);
+    float zero_max = halves_load(view->zero, view->rows, zero);
+    float other_max = halves_load(view->other, view->cols, other);
+    if (isinf(scale_max) || isinf(zero_max) || isinf(other_max)) {
         return KVARN_EDOMAIN;
     }
-    for (uint32_t i = 0; i < view->cols; i++) {
-        other_max = fmaxf(other_max, fabsf(other[i]));
+    /* Both ends of a row's levels bound all of it, and the largest ends bound all rows. */
+    for (uint32_t r = 0; r < view->rows; r++) {
+        high[r] = top * scale[r] + zero[r];
+    }
+    kvarn__kernels_get()->abs_max(high, view->rows, &high_max);
+    if (fmaxf(zero_max, high_max) * other_max <= KVARN_DECODED_ABS_MAX) {
+        return 0;
     }
     for (uint32_t r = 0; r < view->rows; r++) {
-        /* Both ends of the row's levels bound all of it; only a row that could leave the range is
-         * looked at value by value. */
+        /* Only a row that could leave the range is looked at value by value. */
         struct kvarn__line line = {.step = scale[r], .low = zero[r]};
-        float bound = fmaxf(fabsf(line.low), fabsf(top * line.step + line.low)) * other_max;
+        float bound = fmaxf(fabsf(line.low), fabsf(high[r])) * other_max;
         if (bound > KVARN_DECODED_ABS_MAX && !is_row_in_range(view, r, line, other)) {
             return KVARN_EDOMAIN;
         }

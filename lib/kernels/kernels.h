@@ -11,19 +11,25 @@
  *   half_to_f32    exact
  *   bf16_from_f32  round to nearest even; NaN stays NaN
  *   bf16_to_f32    exact
- *   std_columns    mean[cols], dst[cols] = mean and standard deviation (ddof 1) of each column
- *   std_rows       mean[rows], dst[rows] = the same of each row
- *   balance        dst = x / col / row
- *   range_row      smallest and largest of a row
- *   fit_row        one step of (weighted) least squares: quantise x on `line` to 0..3, then move
- *                  `line` to the best fit of x by those codes; weights NULL: all ones
- *   fit_columns    add one row's share to the numerators and denominators of the column factors
- *   round_row      codes = clamp(rint((x - low) / step), 0, top); NaN gives 0
+ *   transpose      dst[cols][rows] from x[rows][cols]
+ *   abs_max        largest magnitude; NaN counts as Inf
+ *   normalise      FORMAT.md 7.1: work->col and work->row of the best state. Stops early where
+ *                  further iterations would repeat the last
+ *   round_plane    FORMAT.md 7.2 from work->col and work->row on, of x instead of the plane's values:
+ *                  codes, scale, zero, other. Spoils the rest of `work`
+ *   balance        FORMAT.md 7.3: work->col and work->row by deviations, once
+ *   refine_plane   FORMAT.md 7.3 from there on, right after `balance` of the same plane; 2 bits
  *   pack, unpack   2 or 4 bits, little end first
+ *   decode_rows, decode_rows_half         dst[rows][cols]: (code * scale + zero) * other
+ *   decode_columns, decode_columns_half   the same as dst[cols][rows]
  *   qk_tile        dst[row][token] = q[row] . K[token] over the tokens of a K tile
  *   av_tile        acc[row] += sum over tokens of p[row][token] * V[token]
  *   qk_half        as qk_tile, over half rows
  *   av_half        as av_tile, over half rows
+ *   softmax_logits  x = x * scale, capped as softcap * tanh(x / softcap) if softcap > 0; *ret_max =
+ *                  the largest
+ *   softmax_weights  x = exp(x - max); *sum += their sum
+ *   attend_tile    fast attention of query rows over a whole tile: attention.h
  * q is [rows][dim], acc [rows][dim], dst and p [rows][tokens of the view].
  */
 #ifndef KVARN_KERNELS_KERNELS_H
@@ -33,34 +39,15 @@
 #include <stdint.h>
 
 #include "lib/base/limits.h"
+#include "lib/kernels/attention.h"
+#include "lib/kernels/cpu.h"
+#include "lib/kernels/plane.h"
 
 /* Query rows that one call of an attention kernel takes at most: bounds its work space. */
 #define KVARN__QUERY_ROWS_MAX 32
 
 /* Longest row of a tile: tokens of a K row, channels of a V row. */
 #define KVARN__ROW_MAX KVARN_HEAD_DIM_MAX
-
-/* A tile's two axes of scales; rows are what is quantised. */
-struct kvarn__grid {
-    uint32_t rows, cols;
-    const float *col; /* borrowed, [cols] */
-    const float *row; /* borrowed, [rows] */
-};
-
-/* Levels of a row: code c stands for c * step + low. */
-struct kvarn__line {
-    float step, low;
-};
-
-/* One row on its way into the column factors: x ~ y * col, y on the row's line. */
-struct kvarn__columns {
-    const float *x;       /* borrowed, [count]: the row as it is */
-    const float *ratio;   /* borrowed, [count]: x / col */
-    const float *weights; /* borrowed, [count] */
-    uint32_t count;
-    float *num; /* borrowed, [count]: += weights * x * y */
-    float *den; /* borrowed, [count]: += weights * y * y */
-};
 
 /*
  * K or V of a tile: `rows` packed rows of `cols` values. K: rows are channels, cols tokens. V: rows
@@ -86,11 +73,11 @@ struct kvarn__rows_view {
 #include "lib/kernels/kernels.def"
 #undef KVARN_OP
 
-#define KVARN_KERNEL(isa, op, function) kvarn__##op##_fn function;
+#define KVARN_KERNEL(isa, op, function, tolerance) kvarn__##op##_fn function;
 #include "lib/kernels/kernels.def"
 #undef KVARN_KERNEL
 
-/* One instruction set's kernels. */
+/* One level's kernels. */
 struct kvarn__kernels {
     const char *isa;
 #define KVARN_OP(op, params) kvarn__##op##_fn *op;
@@ -98,7 +85,13 @@ struct kvarn__kernels {
 #undef KVARN_OP
 };
 
-/* The kernels that this machine uses; never NULL, the same for the life of the process. */
+/*
+ * The kernels of the level in use (kvarn/cpu.h); never NULL, complete. The first call detects the
+ * processor, whichever thread makes it.
+ */
 const struct kvarn__kernels *kvarn__kernels_get(void);
+
+/* The kernels of one level, for checks and benches; NULL where this machine does not have it. */
+const struct kvarn__kernels *kvarn__kernels_of(enum kvarn__isa isa);
 
 #endif

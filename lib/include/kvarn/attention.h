@@ -1,13 +1,16 @@
 /*
- * Exact attention over packed tiles and half-precision rows, with an online softmax.
+ * Attention over packed tiles and half-precision rows, with an online softmax.
  *
  * One call walks spans of one KV head for the query heads that read it (GQA). K and V are never
  * materialised. A result is a *partial*: (max, sum, weighted V) per query row, in the rotated
  * frame. Partials over disjoint token ranges merge by log-sum-exp, so a long session can be cut and
  * computed on several threads; the same cuts merged in the same order give the same bits.
  *
- * Rules of masking: SEMANTICS.md 19. All arithmetic is float32 with double accumulation of the
- * softmax sum; the order of accumulation is tokens ascending.
+ * Rules of masking: SEMANTICS.md 19. Two accuracies. Exact: all arithmetic is float32 with double
+ * accumulation of the softmax sum. Fast: over tiles, queries and weights are rounded to 8 bits with
+ * one scale a row and tile, and multiplied with the codes as whole numbers; half rows are as in
+ * exact. On keys, values and queries of a real model fast adds about 1e-5 of relative squared error
+ * to what 2-bit tiles themselves cost, .01 (lib/PERFORMANCE.md).
  */
 #ifndef KVARN_ATTENTION_H
 #define KVARN_ATTENTION_H
@@ -17,6 +20,11 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+enum kvarn_accuracy {
+    KVARN_ACCURACY_EXACT, /* float32 on the decoded values */
+    KVARN_ACCURACY_FAST,  /* 8-bit queries and weights over tiles */
+};
 
 /* What every query row of one call shares. */
 struct kvarn_attention_params {
@@ -29,6 +37,7 @@ struct kvarn_attention_params {
     float scale;                 /* logits = scale * q.k */
     float softcap;               /* 0 = none, else logits = cap * tanh(logits / cap) */
     bool causal;                 /* a row at p sees j <= p; otherwise the whole range */
+    enum kvarn_accuracy accuracy;
 };
 
 enum kvarn_span_form {

@@ -137,6 +137,13 @@ KVARN_API enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spe
 KVARN_API void kvarn_tile_decode(
     const struct kvarn_tile_spec *spec, const void *tile, float *k, float *v);
 
+/*
+ * The same as rotated half rows, the form of sink and tail: each float rounded to nearest. What a
+ * valid tile decodes to is in half's range.
+ */
+KVARN_API void kvarn_tile_decode_half(
+    const struct kvarn_tile_spec *spec, const void *tile, uint16_t *k, uint16_t *v);
+
 /* Rearrange: record (wire) <-> tile (rest). Both directions keep every code and scale bit for bit.
  */
 KVARN_API void kvarn_tile_from_record(

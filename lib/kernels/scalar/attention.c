@@ -1,5 +1,6 @@
 /*
- * Dot products with K and weighted sums of V, on packed codes and on half rows, scalar.
+ * Dot products with K, weighted sums of V, on packed codes and on half rows, and the softmax
+ * between them, scalar.
  *
  * A tile's rows are decoded to their levels, code * scale + zero, one row at a time, and used for
  * all query rows while they are in the first cache; neither K nor V of a tile is ever written out.
@@ -7,6 +8,7 @@
  * scale and zero out of the sums too would save a multiplication per value but loses digits where
  * they cancel: tokens beside a huge one.
  */
+#include <math.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
@@ -122,5 +124,29 @@ void kvarn_av_f16_f32_scalar(
         for (uint32_t r = 0; r < rows; r++) {
             add_scaled(acc + (size_t)r * v->dim, x, p[(size_t)r * v->token_count + t], v->dim);
         }
+    }
+}
+
+void kvarn_softmax_logits_f32_f32_scalar(
+    float *x, uint32_t count, float scale, float softcap, float *ret_max)
+{
+    float max = -INFINITY;
+
+    for (uint32_t i = 0; i < count; i++) {
+        float logit = scale * x[i];
+        if (softcap > 0) {
+            logit = softcap * tanhf(logit / softcap);
+        }
+        x[i] = logit;
+        max = logit > max ? logit : max;
+    }
+    *ret_max = max;
+}
+
+void kvarn_softmax_weights_f32_f32_scalar(float *x, uint32_t count, float max, double *sum)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        x[i] = expf(x[i] - max);
+        *sum += (double)x[i];
     }
 }

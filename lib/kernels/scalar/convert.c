@@ -1,6 +1,6 @@
 /*
- * Half precision and bfloat16 <-> float, scalar: integer and float tricks without branches, so that
- * compilers turn the loops into vector code.
+ * Half precision and bfloat16 <-> float, transposition and largest magnitude, scalar: integer and
+ * float tricks without branches, so that compilers turn the loops into vector code.
  */
 #include <string.h>
 
@@ -78,4 +78,25 @@ void kvarn_convert_bf16_f32_scalar(float *dst, const uint16_t *src, size_t count
     for (size_t i = 0; i < count; i++) {
         dst[i] = float_of((uint32_t)src[i] << 16);
     }
+}
+
+void kvarn_transpose_f32_scalar(const float *x, uint32_t rows, uint32_t cols, float *dst)
+{
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t c = 0; c < cols; c++) {
+            dst[(size_t)c * rows + r] = x[(size_t)r * cols + c];
+        }
+    }
+}
+
+void kvarn_abs_max_f32_scalar(const float *x, size_t count, float *ret_max)
+{
+    uint32_t max = 0;
+
+    /* Magnitudes order as their bits do, with NaN above Inf. */
+    for (size_t i = 0; i < count; i++) {
+        uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
+        max = magnitude > max ? magnitude : max;
+    }
+    *ret_max = float_of(max < 0x7f800000u ? max : 0x7f800000u);
 }

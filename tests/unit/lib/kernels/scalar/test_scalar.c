@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "lib/kernels/kernels.h"
+#include "lib/kernels/scalar/plane.h"
 #include "tests/support/tiles.h"
 
 static const struct kvarn__kernels *kernels;
@@ -24,7 +25,7 @@ static void values_fill(struct kvt_rng *rng, float *x, size_t count)
 static void every_op_has_a_kernel(void **state)
 {
     (void)state;
-    kernels = kvarn__kernels_get();
+    kernels = kvarn__kernels_of(KVARN__ISA_scalar);
     assert_string_equal(kernels->isa, "scalar");
 #define KVARN_OP(op, params) assert_non_null(kernels->op);
 #include "lib/kernels/kernels.def"
@@ -55,7 +56,7 @@ static void rounding_is_half_to_even_and_clamped(void **state)
     uint8_t codes[8];
 
     (void)state;
-    kernels->round_row(x, 8, 3, line, codes);
+    kvarn__round_row_scalar(x, 8, 3, line, codes);
     assert_memory_equal(codes, want, 8);
 }
 
@@ -68,7 +69,7 @@ static void deviations_match_double_precision(void **state)
 
     (void)state;
     values_fill(&rng, x, ROWS * COLS);
-    kernels->std_columns(x, ROWS, COLS, mean, got);
+    kvarn__std_columns_scalar(x, ROWS, COLS, mean, got);
     for (int c = 0; c < COLS; c++) {
         double m = 0, square = 0;
         for (int r = 0; r < ROWS; r++) {
@@ -80,7 +81,7 @@ static void deviations_match_double_precision(void **state)
         assert_true(fabs((double)mean[c] - m) < 1e-6);
         assert_true(fabs((double)got[c] - sqrt(square / (ROWS - 1))) < 1e-6);
     }
-    kernels->std_rows(x, ROWS, COLS, mean, got);
+    kvarn__std_rows_scalar(x, ROWS, COLS, mean, got);
     for (int r = 0; r < ROWS; r++) {
         double m = 0, square = 0;
         for (int c = 0; c < COLS; c++) {
@@ -104,7 +105,7 @@ static void range_finds_the_ends_wherever_they_are(void **state)
         memset(x, 0, sizeof(x));
         x[at] = 5.0f;
         x[(at + 13) % 64] = -7.0f;
-        kernels->range_row(x, 64, &low, &high);
+        kvarn__range_row_scalar(x, 64, &low, &high);
         assert_true(low == -7.0f && high == 5.0f);
     }
 }
@@ -113,16 +114,16 @@ static void range_finds_the_ends_wherever_they_are(void **state)
 static void fit_finds_levels_that_are_there(void **state)
 {
     struct kvt_rng rng = {.state = 52};
-    float x[128], weights[128];
+    float x[128], weights[128], codes[128];
 
     (void)state;
     for (int weighted = 0; weighted < 2; weighted++) {
         struct kvarn__line line = {.step = 0.52f, .low = -1.04f};
         for (int i = 0; i < 128; i++) {
             x[i] = (float)kvt_rng_below(&rng, 4) * 0.5f - 1.0f;
-            weights[i] = 0.1f + (float)kvt_rng_unit(&rng);
+            weights[i] = weighted ? 0.1f + (float)kvt_rng_unit(&rng) : 1.0f;
         }
-        kernels->fit_row(x, weighted ? weights : NULL, 128, &line);
+        kvarn__fit_row_scalar(x, weights, 128, codes, &line);
         assert_true(fabsf(line.step - 0.5f) < 1e-6f);
         assert_true(fabsf(line.low + 1.0f) < 1e-6f);
     }
@@ -131,19 +132,19 @@ static void fit_finds_levels_that_are_there(void **state)
     for (int i = 0; i < 128; i++) {
         x[i] = 0.25f;
     }
-    kernels->fit_row(x, NULL, 128, &line);
+    kvarn__fit_row_scalar(x, weights, 128, codes, &line);
     assert_true(line.step == 1e-10f && line.low == 0.25f);
 }
 
 static void columns_take_weighted_shares(void **state)
 {
     const float x[8] = {2, 4, 6, 8, 0, 0, 0, 0}, weights[8] = {1, 2, 1, 1, 1, 1, 1, 1};
-    const float ratio[8] = {0, 1, 2, 3, 0, 0, 0, 0};
+    const float codes[8] = {0, 1, 2, 3, 0, 0, 0, 0};
     float num[8] = {10}, den[8] = {20};
-    struct kvarn__columns in = {x, ratio, weights, 8, num, den};
+    struct kvarn__columns in = {x, codes, weights, 8, num, den};
 
     (void)state;
-    kernels->fit_columns(&in, (struct kvarn__line){.step = 1.0f, .low = 0.0f});
+    kvarn__fit_columns_scalar(&in, (struct kvarn__line){.step = 1.0f, .low = 0.0f});
     assert_true(num[0] == 10 && den[0] == 20); /* level 0 */
     assert_true(num[1] == 8 && den[1] == 2);
     assert_true(num[2] == 12 && den[2] == 4);
@@ -152,14 +153,26 @@ static void columns_take_weighted_shares(void **state)
 
 static void balance_divides_by_both(void **state)
 {
-    const float x[16] = {8, 8, 8, 8, 8, 8, 8, 8, 6, 6, 6, 6, 6, 6, 6, 6};
-    const float col[8] = {1, 2, 1, 2, 1, 2, 1, 2}, row[2] = {4, 3};
-    const struct kvarn__grid grid = {2, 8, col, row};
-    float got[16];
+    const float x[8] = {8, 8, 8, 8, 8, 8, 8, 8}, col[8] = {1, 2, 1, 2, 1, 2, 1, 2};
+    float got[8];
 
     (void)state;
-    kernels->balance(x, &grid, got);
-    assert_true(got[0] == 2 && got[1] == 1 && got[8] == 2 && got[9] == 1);
+    kvarn__balance_row_scalar(x, 8, col, 4.0f, got);
+    assert_true(got[0] == 2 && got[1] == 1 && got[6] == 2 && got[7] == 1);
+}
+
+static void largest_magnitude_sees_nan(void **state)
+{
+    float x[9] = {1, -7, 3, 0, 0, 0, 0, 0, 5}, max = -1;
+
+    (void)state;
+    kernels->abs_max(x, 9, &max);
+    assert_true(max == 7.0f);
+    x[4] = NAN;
+    kernels->abs_max(x, 9, &max);
+    assert_true(isinf(max));
+    kernels->abs_max(x, 0, &max);
+    assert_true(max == 0.0f);
 }
 
 int main(void)
@@ -173,6 +186,7 @@ int main(void)
         cmocka_unit_test(fit_finds_levels_that_are_there),
         cmocka_unit_test(columns_take_weighted_shares),
         cmocka_unit_test(balance_divides_by_both),
+        cmocka_unit_test(largest_magnitude_sees_nan),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

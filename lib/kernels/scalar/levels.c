@@ -7,13 +7,13 @@
 #include "lib/base/assert.h"
 #include "lib/kernels/kernels.h"
 #include "lib/kernels/scalar/lanes.h"
+#include "lib/kernels/scalar/plane.h"
 
 /* Adding and taking away 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer, half to even. */
 #define ROUND_SHIFT 12582912.0f
 
 #define TOP_REFINED 3.0f /* `refined` has 2 bits */
 #define STEP_MIN    1e-10f
-#define VAR_MIN     1e-9f /* below it all codes of a row are alike and there is no slope to fit */
 
 /* The code as a float: an integer in 0..top. */
 static inline float code_of(float x, struct kvarn__line line, float top)
@@ -25,7 +25,7 @@ static inline float code_of(float x, struct kvarn__line line, float top)
     return (v + ROUND_SHIFT) - ROUND_SHIFT;
 }
 
-void kvarn_range_row_f32_f32_scalar(const float *x, uint32_t count, float *ret_low, float *ret_high)
+void kvarn__range_row_scalar(const float *x, uint32_t count, float *ret_low, float *ret_high)
 {
     float low[KVARN__LANES], high[KVARN__LANES];
 
@@ -47,7 +47,7 @@ void kvarn_range_row_f32_f32_scalar(const float *x, uint32_t count, float *ret_l
     *ret_high = high[0];
 }
 
-void kvarn_round_row_f32_u8_scalar(
+void kvarn__round_row_scalar(
     const float *x, uint32_t count, uint32_t top, struct kvarn__line line, uint8_t *codes)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -76,29 +76,20 @@ static void moments_take(struct moments *m, const float *x, const float *weights
     }
 }
 
-void kvarn_fit_row_f32_f32_scalar(
-    const float *x, const float *weights, uint32_t count, struct kvarn__line *line)
+void kvarn__fit_row_scalar(
+    const float *x, const float *weights, uint32_t count, float *codes, struct kvarn__line *line)
 {
-    float code[KVARN__ROW_MAX], ones[KVARN__ROW_MAX];
     float var[KVARN__LANES] = {0}, cov[KVARN__LANES] = {0};
     struct moments m;
 
     KVARN_ASSERT(count <= KVARN__ROW_MAX && count % KVARN__LANES == 0);
-    if (weights == NULL) {
-        for (uint32_t i = 0; i < count; i += KVARN__LANES) {
-            for (uint32_t j = 0; j < KVARN__LANES; j++) {
-                ones[i + j] = 1.0f;
-            }
-        }
-        weights = ones;
-    }
-    moments_take(&m, x, weights, count, *line, code);
+    moments_take(&m, x, weights, count, *line, codes);
     float total = kvarn__lanes_sum(m.w);
     float code_mean = kvarn__lanes_sum(m.wq) / total;
     float x_mean = kvarn__lanes_sum(m.wx) / total;
     for (uint32_t i = 0; i < count; i += KVARN__LANES) {
         for (uint32_t j = 0; j < KVARN__LANES; j++) {
-            float d = code[i + j] - code_mean;
+            float d = codes[i + j] - code_mean;
             float wd = weights[i + j] * d;
             var[j] += wd * d;
             cov[j] += wd * (x[i + j] - x_mean);
@@ -106,16 +97,17 @@ void kvarn_fit_row_f32_f32_scalar(
     }
     float var_sum = kvarn__lanes_sum(var);
     float cov_sum = kvarn__lanes_sum(cov);
-    float step = var_sum > VAR_MIN && cov_sum > 0 ? cov_sum / var_sum : STEP_MIN;
+    /* Below the least variance all codes of a row are alike and there is no slope to fit. */
+    float step = var_sum > KVARN__FIT_VAR_MIN && cov_sum > 0 ? cov_sum / var_sum : STEP_MIN;
 
     line->step = step > STEP_MIN ? step : STEP_MIN;
     line->low = x_mean - line->step * code_mean;
 }
 
-void kvarn_fit_columns_f32_f32_scalar(const struct kvarn__columns *in, struct kvarn__line line)
+void kvarn__fit_columns_scalar(const struct kvarn__columns *in, struct kvarn__line line)
 {
     for (uint32_t i = 0; i < in->count; i++) {
-        float y = code_of(in->ratio[i], line, TOP_REFINED) * line.step + line.low;
+        float y = in->codes[i] * line.step + line.low;
         float wy = in->weights[i] * y;
         in->num[i] += wy * in->x[i];
         in->den[i] += wy * y;
