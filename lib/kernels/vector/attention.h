@@ -61,7 +61,7 @@ VF_INLINE vf column_load(const struct source *source, const struct row_levels *l
     const uint8_t *packed = source->codes + row * source->stride + column * source->bits / 8;
     uint8_t some[VF_LANES] = {0};
     if (count < VF_LANES) {
-        memcpy(some, packed, (size_t)count * source->bits / 8);
+        memcpy(some, packed, ((size_t)count * source->bits + 7) / 8);
         packed = some;
     }
     return row_levels_at(levels, packed);
