@@ -9,6 +9,11 @@ if(KVARND_WERROR)
     target_compile_options(kvarn_flags INTERFACE -Werror)
 endif()
 
+if(KVARND_FUZZ AND NOT KVARND_SANITIZE)
+    # Coverage needs a run-time in every program, which comes with the sanitizers.
+    message(STATUS "fuzzing goes with sanitizers: KVARND_SANITIZE is set to address,undefined")
+    set(KVARND_SANITIZE address,undefined)
+endif()
 if(KVARND_SANITIZE)
     target_compile_options(kvarn_flags INTERFACE -fsanitize=${KVARND_SANITIZE}
         -fno-omit-frame-pointer -fno-sanitize-recover=all -g)

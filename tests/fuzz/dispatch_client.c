@@ -50,12 +50,24 @@ void dispatch_client_open(struct dispatch_client *client, struct kvt_host *host,
     }
 }
 
+/* The daemon learns of it at once, or, while it does not read, by a write that fails. */
+static void far_break(struct dispatch_client *client)
+{
+    const bool is_read = kvd_fake_peer_is_read(client->far);
+
+    kvd_fake_peer_break(client->far);
+    if (!is_read) {
+        kvt_host_settle(client->host);
+        kvd_fake_peer_break(client->far); /* it reads again: what was queued had left before */
+    }
+}
+
 void dispatch_client_close(struct dispatch_client *client, bool is_broken)
 {
     if (client->far != NULL) {
         dispatch_client_take(client);
         if (is_broken || !kvd_fake_peer_end(client->far)) {
-            kvd_fake_peer_break(client->far);
+            far_break(client);
         }
         kvd_fake_peer_free(client->far);
     }
