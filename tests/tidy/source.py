@@ -159,6 +159,11 @@ def is_macro(name):
     return name == name.upper()
 
 
+def is_storage_static(word):
+    """`static`, or a macro that stands for `static inline` and an attribute."""
+    return word == "static" or (is_macro(word) and word.endswith("_INLINE"))
+
+
 def read_head(head):
     """What the tokens before a `{` or `;` declare: a Function, or None where it is none."""
     index, found = 0, None
@@ -175,7 +180,7 @@ def read_head(head):
                 if inside and inside[0].text == "*":
                     return None
                 found = Function(before, head[index - 1].line, 0,
-                    any(token.text == "static" for token in head), count_parameters(inside))
+                    any(is_storage_static(token.text) for token in head), count_parameters(inside))
             index = closing
         index += 1
     return found
