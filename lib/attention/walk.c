@@ -36,9 +36,9 @@ static size_t strip_rows(const struct kvarn_attention_params *params)
 
 static size_t packed_count(const struct kvarn_attention_params *params)
 {
-    return params->accuracy == KVARN_ACCURACY_FAST
-               ? kvarn__packed_floats(params->spec.v_dim, params->spec.v_bits)
-               : 0;
+    return params->accuracy == KVARN_ACCURACY_EXACT
+               ? 0
+               : kvarn__packed_floats(params->spec.v_dim, params->spec.v_bits);
 }
 
 size_t kvarn_attention_scratch_floats(const struct kvarn_attention_params *params)
