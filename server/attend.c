@@ -120,7 +120,8 @@ static struct kvarn_attention_params column_params(
         .window = args->is_causal ? args->window : 0,
         .scale = args->scale,
         .softcap = args->softcap,
-        .causal = args->is_causal};
+        .causal = args->is_causal,
+        .accuracy = args->accuracy};
 }
 
 static size_t round_64(size_t bytes)

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kvarn/attention.h"
 #include "server/session.h"
 
 struct kvd_attend_args {
@@ -24,6 +25,7 @@ struct kvd_attend_args {
     float scale;
     float softcap;
     bool is_causal;
+    enum kvarn_accuracy accuracy;
     enum kvarn_dtype q_dtype;
     bool is_q_rotated;
     enum kvarn_dtype out_dtype;

@@ -276,6 +276,7 @@ void kvd_attend_item_start(struct kvd_attend_item *item, uint32_t sealed_blocks)
         .scale = params->has_scale ? params->scale : 1.0f / sqrtf((float)spec->k_dim),
         .softcap = params->softcap,
         .is_causal = !params->non_causal,
+        .accuracy = (enum kvarn_accuracy)params->accuracy,
         .q_dtype = (enum kvarn_dtype)params->q_dtype,
         .is_q_rotated = params->q_rotated,
         .out_dtype = (enum kvarn_dtype)params->out_dtype,

@@ -1,8 +1,7 @@
 /*
  * Attend: attention on one layer for a batch of sessions, each in its own turn.
  *
- * Owner: the request. Thread: loop only. `accuracy` FAST is allowed to be less exact than it is:
- * the exact kernel serves it.
+ * Owner: the request. Thread: loop only.
  */
 #include <inttypes.h>
 

@@ -36,9 +36,9 @@ static size_t strip_rows(const struct kvarn_attention_params *params)
 
 static size_t packed_count(const struct kvarn_attention_params *params)
 {
-    return params->accuracy == KVARN_ACCURACY_FAST
-               ? kvarn__packed_floats(params->spec.v_dim, params->spec.v_bits)
-               : 0;
+    return params->accuracy == KVARN_ACCURACY_EXACT
+               ? 0
+               : kvarn__packed_floats(params->spec.v_dim, params->spec.v_bits);
 }
 
 size_t kvarn_attention_scratch_floats(const struct kvarn_attention_params *params)
@@ -221,6 +221,21 @@ static void strip_load(struct strip *strip, const float *partial)
     memset(strip->packed, 0, strip->rows * strip->packed_count * sizeof(float));
 }
 
+/* acc += packed sums of one row, in the order of channels: kvarn__packed_idx(), block by block. */
+static void row_unpack(const float *packed, uint32_t dim, uint32_t bits, float *acc)
+{
+    const uint32_t planes = 8 / bits, block = planes * KVARN__PACKED_COLUMNS;
+
+    for (uint32_t at = 0; at < dim; at += block) {
+        const uint32_t left = dim - at < block ? dim - at : block;
+        for (uint32_t i = 0; i < left; i += planes) {
+            for (uint32_t m = 0; m < planes; m++) {
+                acc[at + i + m] += packed[at + m * KVARN__PACKED_COLUMNS + i / planes];
+            }
+        }
+    }
+}
+
 /* Bring the packed sums into the order of channels. */
 static void strip_unpack(struct strip *strip)
 {
@@ -228,8 +243,11 @@ static void strip_unpack(struct strip *strip)
 
     for (uint32_t r = 0; r < strip->rows; r++) {
         const float *packed = strip->packed + r * strip->packed_count;
-        for (uint32_t i = 0; i < dim; i++) {
-            strip->acc[(size_t)r * dim + i] += packed[kvarn__packed_idx(i, bits)];
+        float *acc = strip->acc + (size_t)r * dim;
+        if (bits == 2) {
+            row_unpack(packed, dim, 2, acc);
+        } else {
+            row_unpack(packed, dim, 4, acc);
         }
     }
 }

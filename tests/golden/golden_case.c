@@ -175,7 +175,8 @@ static void attend_check(struct golden *golden, const void *tile, const float *k
         .q_heads = heads,
         .q_tokens = 1,
         .last = group,
-        .scale = 1.0f / sqrtf((float)golden->spec.k_dim)};
+        .scale = 1.0f / sqrtf((float)golden->spec.k_dim),
+        .accuracy = KVARN_ACCURACY_EXACT};
     struct kvarn_attention_span span = {
         .form = KVARN_SPAN_TILE, .token_count = group, .tile = tile};
     size_t out_count = (size_t)heads * golden->spec.v_dim;

@@ -26,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kvarn/attention.h"
 #include "kvarn/codec.h"
 #include "kvarn/err.h"
 
@@ -64,12 +65,6 @@ enum kvarn_run_form {
     KVARN_RUN_RECORDS = 0,     /* whole blocks: [block][KV head] records */
     KVARN_RUN_ROWS_STORED = 1, /* rotated fp16 [K then V][KV head][token][D] */
     KVARN_RUN_ROWS = 2,        /* as the request asked */
-};
-
-enum kvarn_accuracy {
-    KVARN_ACCURACY_DEFAULT = 0,
-    KVARN_ACCURACY_EXACT = 1,
-    KVARN_ACCURACY_FAST = 2,
 };
 
 /* Why tokens are not there (KVARN_EMISS). */

@@ -22,8 +22,9 @@ extern "C" {
 #endif
 
 enum kvarn_accuracy {
-    KVARN_ACCURACY_EXACT, /* float32 on the decoded values */
-    KVARN_ACCURACY_FAST,  /* 8-bit queries and weights over tiles */
+    KVARN_ACCURACY_DEFAULT = 0, /* fast */
+    KVARN_ACCURACY_EXACT = 1,   /* float32 on the decoded values */
+    KVARN_ACCURACY_FAST = 2,    /* 8-bit queries and weights over tiles */
 };
 
 /* What every query row of one call shares. */

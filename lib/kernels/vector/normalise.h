@@ -28,17 +28,23 @@
 #define NORM_SPREAD_MIN 1e-8f       /* smallest deviation that an imbalance divides by */
 
 /*
- * Factors that move by less than this share in an iteration have settled: it is 8 units in the last
- * place, what rounding of the sums moves them by.
+ * A plane has settled when, in one iteration, all factors of an axis move by the same share to
+ * within this, on both axes: what is left then moves from all columns to all rows, which changes no
+ * quotient. It is 16 units in the last place, a few times what rounding of the sums moves them by.
  */
-#define NORM_SETTLED 1e-6f
+#define NORM_SETTLED 2e-6f
 
 #define NORM_CHUNK 4 /* vectors of a row whose column sums stay in registers */
 
-/* Least and largest of both axes' deviations, and whether a factor moved. */
+/* Least and largest share that factors of an axis moved by. */
+struct norm_moves {
+    vf low, high;
+};
+
+/* What a pass over the rows finds. */
 struct norm_state {
     vf row_low, row_high; /* deviations of rows */
-    vf moved;             /* above 0 in a lane: a factor moved */
+    struct norm_moves moves;
 };
 
 /* Sums of (t * inv_col - shift) and its square along VF_LANES rows, one lane a row. */
@@ -121,15 +127,19 @@ VF_INLINE vf norm_std(vf sum, vf square, vf shift, uint32_t count, vf *ret_mean)
     return vf_sqrt(var);
 }
 
-/* The next factor; lanes of `moved` become positive where it moved. */
-VF_INLINE vf norm_factor(vf now, vf std, vf *moved)
+/* The next factor. */
+VF_INLINE vf norm_factor(vf now, vf std)
 {
     vf share = vf_min(vf_max(std, vf_set1(NORM_STD_MIN)), vf_set1(NORM_STD_MAX));
-    vf next = vf_min(vf_max(vf_mul(now, share), vf_set1(NORM_SCALE_MIN)), vf_set1(NORM_SCALE_MAX));
-    vf distance = vf_sub(vf_abs(vf_sub(next, now)), vf_mul(now, vf_set1(NORM_SETTLED)));
+    vf next = vf_max(vf_mul(now, share), vf_set1(NORM_SCALE_MIN));
 
-    *moved = vf_max(distance, *moved);
-    return next;
+    return vf_min(next, vf_set1(NORM_SCALE_MAX));
+}
+
+VF_INLINE void norm_moves_add(struct norm_moves *moves, vf share)
+{
+    moves->low = vf_min(moves->low, share);
+    moves->high = vf_max(moves->high, share);
 }
 
 /* Add VF_LANES rows, less the columns' shifts, to the sums of one vector of columns. */
@@ -159,6 +169,13 @@ static float norm_lane_max(vf a)
         max = lane[i] > max ? lane[i] : max;
     }
     return max;
+}
+
+static bool norm_is_settled(const struct norm_moves *moves)
+{
+    float low = -norm_lane_max(vf_sub(vf_set1(0.0f), moves->low));
+
+    return norm_lane_max(moves->high) - low <= NORM_SETTLED * low;
 }
 
 static float norm_spread(vf low, vf high)
@@ -220,15 +237,17 @@ static float norm_columns_finish(uint32_t rows, uint32_t cols, const struct kvar
  * New column factors from the deviations. Clears the columns' sums, moves the columns' shifts to
  * the new factors, and returns by how much the rows' means are expected to change.
  */
-static float norm_columns_update(uint32_t cols, const struct kvarn__work *work, vf *moved)
+static float norm_columns_update(
+    uint32_t cols, const struct kvarn__work *work, struct norm_moves *moves)
 {
     float lane[VF_LANES], before = 0.0f, after = 0.0f;
     vf old_sum = vf_set1(0.0f), new_sum = vf_set1(0.0f);
 
     for (uint32_t c = 0; c < cols; c += VF_LANES) {
         vf now = vf_load(work->now_col + c), old_inv = vf_load(work->inv_col + c);
-        vf next = norm_factor(now, vf_load(work->std_col + c), moved);
+        vf next = norm_factor(now, vf_load(work->std_col + c));
         vf inv = vf_div(vf_set1(1.0f), next);
+        norm_moves_add(moves, vf_mul(inv, now));
         vf_store(work->now_col + c, next);
         vf_store(work->inv_col + c, inv);
         vf_store(work->mean_col + c, vf_mul(vf_load(work->mean_col + c), vf_mul(inv, now)));
@@ -260,8 +279,9 @@ VF_INLINE void norm_rows_update(const float *x, uint32_t cols, const struct kvar
     norm_rows_sum(x, cols, work->inv_col, shift, &sum, &square);
     vf std = norm_std(sum, square, expected, cols, &mean);
     vf now = vf_load(work->now_row + r);
-    vf next = norm_factor(now, vf_mul(std, vf_load(work->inv_row + r)), &state->moved);
+    vf next = norm_factor(now, vf_mul(std, vf_load(work->inv_row + r)));
     vf inv = vf_div(vf_set1(1.0f), next);
+    norm_moves_add(&state->moves, vf_mul(inv, now));
     vf after = vf_mul(std, inv);
     vf_store(work->now_row + r, next);
     vf_store(work->inv_row + r, inv);
@@ -329,8 +349,9 @@ static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__wor
     }
     float least = norm_columns_finish(rows, cols, work) + norm_spread(low, high);
     for (uint32_t i = 0; i < KVARN__ITERATIONS; i++) {
-        struct norm_state state = {vf_set1(INFINITY), vf_set1(0.0f), vf_set1(0.0f)};
-        float drift = norm_columns_update(cols, work, &state.moved);
+        struct norm_moves moves = {vf_set1(INFINITY), vf_set1(0.0f)};
+        struct norm_state state = {vf_set1(INFINITY), vf_set1(0.0f), moves};
+        float drift = norm_columns_update(cols, work, &moves);
         norm_pass(plane, work, i == 0, drift, &state);
         float imbalance =
             norm_columns_finish(rows, cols, work) + norm_spread(state.row_low, state.row_high);
@@ -338,19 +359,10 @@ static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__wor
             least = imbalance;
             norm_best_take(rows, cols, work);
         }
-        /* Factors that stay put stay put for good: what is left would repeat this. */
-        if (!(norm_lane_max(state.moved) > 0.0f)) {
+        if (norm_is_settled(&moves) && norm_is_settled(&state.moves)) {
             break;
         }
     }
-}
-
-/* A factor that starts from 1. */
-VF_INLINE vf norm_first_factor(vf std)
-{
-    vf moved = vf_set1(0.0f);
-
-    return norm_factor(vf_set1(1.0f), std, &moved);
 }
 
 /* The operation `balance`, of planes with rows and cols in whole vectors. */
@@ -373,7 +385,7 @@ static void norm_balance(const struct kvarn__plane *plane, const struct kvarn__w
         vf mean;
         vf std = norm_std(vf_load(work->num + c), vf_load(work->den + c),
             vf_load(work->mean_col + c), rows, &mean);
-        vf factor = norm_first_factor(std);
+        vf factor = norm_factor(vf_set1(1.0f), std);
         vf_store(work->col + c, factor);
         vf_store(work->inv_col + c, vf_div(vf_set1(1.0f), factor));
     }
@@ -386,7 +398,7 @@ static void norm_balance(const struct kvarn__plane *plane, const struct kvarn__w
         }
         norm_rows_sum(x, cols, work->inv_col, first, &sum, &square);
         vf std = norm_std(sum, square, vf_load(first), cols, &mean);
-        vf factor = norm_first_factor(std);
+        vf factor = norm_factor(vf_set1(1.0f), std);
         vf_store(work->row + r, factor);
         vf_store(work->mean_row + r, mean);
         vf_store(work->std_row + r, vf_div(std, factor));

@@ -167,8 +167,12 @@ static void part_of_a_tile(void **state)
         q[i] = (float)kvt_rng_normal(&rng);
     }
     for (uint32_t count = 1; count <= 128; count++) {
-        const struct kvarn_attention_params params = {
-            .spec = spec, .q_heads = 1, .q_tokens = 1, .last = count, .scale = 0.125f};
+        const struct kvarn_attention_params params = {.spec = spec,
+            .q_heads = 1,
+            .q_tokens = 1,
+            .last = count,
+            .scale = 0.125f,
+            .accuracy = KVARN_ACCURACY_EXACT};
         const struct kvarn_attention_span span = {
             .form = KVARN_SPAN_TILE, .token_count = count, .tile = tile};
         attend(&params, q, &span, 1, out, &lse);
