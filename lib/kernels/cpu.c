@@ -51,7 +51,7 @@ static bool x86_supports(bool wants_avx512)
                                 has_all(ecx, LEAF7_ECX_AVX512));
 }
 
-bool kvarn__cpu_supports(enum kvarn__isa isa)
+static bool has_level(enum kvarn__isa isa)
 {
     switch (isa) {
     case KVARN__ISA_scalar:
@@ -72,7 +72,7 @@ bool kvarn__cpu_supports(enum kvarn__isa isa)
 
 #define HWCAP_DOT_PRODUCT (1ul << 20) /* HWCAP_ASIMDDP */
 
-bool kvarn__cpu_supports(enum kvarn__isa isa)
+static bool has_level(enum kvarn__isa isa)
 {
     if (isa == KVARN__ISA_neon) {
         return (getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCT) != 0;
@@ -82,8 +82,13 @@ bool kvarn__cpu_supports(enum kvarn__isa isa)
 
 #else
 
-bool kvarn__cpu_supports(enum kvarn__isa isa)
+static bool has_level(enum kvarn__isa isa)
 {
     return isa == KVARN__ISA_scalar;
 }
 #endif
+
+bool kvarn__cpu_supports(enum kvarn__isa isa)
+{
+    return has_level(isa);
+}

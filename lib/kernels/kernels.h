@@ -15,8 +15,8 @@
  *   abs_max        largest magnitude; NaN counts as Inf
  *   normalise      FORMAT.md 7.1: work->col and work->row of the best state. Stops early where
  *                  further iterations would repeat the last
- *   round_plane    FORMAT.md 7.2 from work->col and work->row on, of x instead of the plane's values:
- *                  codes, scale, zero, other. Spoils the rest of `work`
+ *   round_plane    FORMAT.md 7.2 from work->col and work->row on, of x instead of the plane's
+ *                  values: codes, scale, zero, other. Spoils the rest of `work`
  *   balance        FORMAT.md 7.3: work->col and work->row by deviations, once
  *   refine_plane   FORMAT.md 7.3 from there on, right after `balance` of the same plane; 2 bits
  *   pack, unpack   2 or 4 bits, little end first

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-HEADERS = ("attention.h", "codec.h", "err.h")
+HEADERS = ("attention.h", "codec.h", "cpu.h", "err.h")
 ARCHIVES = ("libkvarn.a", "libkvarn_base.a", "libkvarn_proto.a", "libkvarn_client.a")
 API = re.compile(r"KVARN_API[^;{]*?\b(kvarn_\w+)\s*\(")
 
