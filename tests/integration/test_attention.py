@@ -114,6 +114,17 @@ def test_s19_scale(filled, scale):
     check(filled, filled.q(0, 2, 2), options={"scale": scale}, scale=scale)
 
 
+@pytest.mark.parametrize("accuracy", ["ACCURACY_DEFAULT", "FAST"])
+def test_fast_is_near_exact(filled, accuracy):
+    """Queries and weights of 8 bits over tiles: 3e-4 of the output's squares at most."""
+    q = filled.q(0, 2, 3)
+    exact = filled.session.attend(q, 0, q_dtype="f32")
+    fast = filled.session.attend(q, 0, q_dtype="f32", accuracy=pb.Accuracy.Value(accuracy))
+    error = np.square(fast.out - exact.out).sum() / np.square(exact.out).sum()
+    assert 0 < error < 3e-4, f"relMSE {error:.2e}"
+    assert np.abs(fast.lse - exact.lse).max() < 0.02
+
+
 @pytest.mark.parametrize("softcap", [0.5, 5.0, 50.0])
 def test_s19_softcap(filled, softcap):
     check(filled, filled.q(0, 2, 2, scale=8), options={"softcap": softcap}, softcap=softcap)

@@ -357,6 +357,7 @@ struct kvt_attend kvt_attend_of(
         .window = session->shape->layers[layer].window,
         .scale = 0.25f,
         .is_causal = true,
+        .accuracy = KVARN_ACCURACY_EXACT, /* the model is in double precision */
         .q_dtype = KVARN_F16,
         .out_dtype = KVARN_F32};
     return attend;

@@ -84,25 +84,35 @@ def _least_squares(x, codes, weights):
     return step, mean_x - step * mean_c
 
 
+def _factors(tile, axis):
+    """One step of 7.1 from factors of 1: a factor for each column (axis 0) or row (axis 1)."""
+    logs = np.log(np.clip(_std(tile, axis), STD_MIN, STD_MAX))
+    return np.exp(np.clip(logs, LOG_SCALE_MIN, LOG_SCALE_MAX))
+
+
 def _encode_refined(tile):
+    """FORMAT.md 7.3."""
     tile = tile.astype(F)
-    x, col, row = balance(tile)
-    row = row[:, None]
+    col = _factors(tile, 0)
+    row = _factors(tile / col, 1)
+    x = tile / col / row
     mean = x.mean(1, keepdims=True)
     step = np.maximum(F(0.996) * x.std(1, ddof=1, keepdims=True), F(1e-10))
     low = mean - F(1.5) * step
     weights = np.maximum(np.abs(x - mean), F(0.1))
-    for i in range(6):
-        fit_weights = weights if i >= 4 else np.ones_like(x)
-        step, low = _least_squares(x, _round(x, step, low), fit_weights)
+    for _ in range(2):
+        codes = _round(x, step, low)
+        step, low = _least_squares(x, codes, weights)
     step, low = step * row, low * row
-    for _ in range(3):
-        x = tile / col
-        step, low = _least_squares(x, _round(x, step, low), weights * col * col)
-        y = _round(x, step, low) * step + low
+    for i in range(2):
+        if i > 0:
+            x = tile / col
+            codes = _round(x, step, low)
+            step, low = _least_squares(x, codes, weights)
+        y = codes * step + low
         num, den = (weights * tile * y).sum(0), (weights * y * y).sum(0)
         col = np.where((den > 1e-12) & (num > 0), num / np.maximum(den, F(1e-12)), col).astype(F)
-    return _round(tile / col, step, low).astype(np.uint8), step[:, 0], low[:, 0], col
+    return _round(tile / col, step, low).astype(np.uint8), step[:, 0], low[:, 0], col[0]
 
 
 def encode_plane(tile, bits, encoder):

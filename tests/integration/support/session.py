@@ -216,7 +216,7 @@ class Session:
 
 # Attend and AppendAttend, on one or many sessions.
 
-PARAMS = {"scale", "non_causal", "window", "softcap", "q_rotated", "out_rotated"}
+PARAMS = {"scale", "non_causal", "window", "softcap", "q_rotated", "out_rotated", "accuracy"}
 ITEM = {"position", "token_first", "token_last"}
 
 
@@ -228,8 +228,9 @@ class Attended:
 
 
 def attend_params(q, layer, q_dtype="f16", out_dtype="f32", **options):
+    """Exact unless told otherwise: the models compute in double precision."""
     params = pb.AttendParams(layer=layer, q_heads=q.shape[0], q_dtype=DTYPES[q_dtype],
-                             out_dtype=DTYPES[out_dtype])
+                             out_dtype=DTYPES[out_dtype], accuracy=pb.EXACT)
     for name in PARAMS & options.keys():
         setattr(params, name, options[name])
     return params

@@ -29,6 +29,8 @@ static void batch_init(struct batch *batch)
     kvarnd__append_attend__init(&batch->message);
     kvarnd__attend_params__init(&batch->params);
     batch->params.q_heads = Q_HEADS;
+    batch->params.has_accuracy = 1;
+    batch->params.accuracy = KVARND__ACCURACY__EXACT;
     batch->message.params = &batch->params;
     batch->message.items = batch->list;
 }

@@ -34,6 +34,8 @@ static void call_init(struct call *call, uint32_t layer)
     kvarnd__attend_params__init(&call->params);
     call->params.layer = layer;
     call->params.q_heads = Q_HEADS;
+    call->params.has_accuracy = 1;
+    call->params.accuracy = KVARND__ACCURACY__EXACT;
     call->params.has_q_dtype = 1;
     call->params.q_dtype = KVARND__DTYPE__F32;
     call->message.params = &call->params;
