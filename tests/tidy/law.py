@@ -85,7 +85,7 @@ def check_include_law(tree):
 
 
 def may_use_intrinsics(source, include):
-    """Kernels; the detection of the level; kernels that ours are measured against."""
+    """Kernels; the detection of the level; others' kernels that ours are measured against."""
     if include.name == "cpuid.h":
         return source.path == CPU_DETECTION
     return KERNEL_ROOM.match(source.path) or RIVALS.match(source.path)

@@ -391,6 +391,31 @@ static void test_s10_domain_names_layer_head_token_and_stores_nothing(void **sta
     kvt_case_fini(&c);
 }
 
+/* Several jobs find something: the first in the payload's order is named, whoever ends first. */
+static void test_s03_the_first_fault_is_named_with_any_workers(void **state)
+{
+    const float bad = NAN;
+    (void)state;
+
+    for (unsigned workers = 0; workers <= 4; workers += 2) {
+        struct kvt_case c;
+        kvt_case_init(&c,
+            &(struct kvt_rig_options){
+                .workers = workers, .jitter_us_max = 300, .jitter_seed = workers},
+            0);
+        struct kvt_append append = kvt_append_of(c.session, 2000, 1); /* 1.2 MiB: five jobs */
+        append.dtype = KVARN_F32;
+        kvt_append_fill(&append);
+        for (uint32_t layer = 0; layer < 3; layer++) {
+            size_t offset = kvt_append_offset(&append, layer, true, 0, 1500 - layer);
+            memcpy(append.payload + offset, &bad, sizeof(bad));
+        }
+        struct kvt_outcome outcome = kvt_case_refuse(&c, append, KVARN_EDOMAIN);
+        assert_non_null(strstr(outcome.why.text, "V of layer 0, head 0, token 1500"));
+        kvt_case_fini(&c);
+    }
+}
+
 static void test_s16_appends_keep_their_order(void **state)
 {
     struct kvt_append appends[40];
@@ -587,6 +612,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s09_start_must_be_the_length),
     cmocka_unit_test(test_s09_a_truncate_ends_what_can_be_retried),
     cmocka_unit_test(test_s10_domain_names_layer_head_token_and_stores_nothing),
+    cmocka_unit_test(test_s03_the_first_fault_is_named_with_any_workers),
     cmocka_unit_test(test_s16_appends_keep_their_order),
     cmocka_unit_test(test_s16_other_layers_do_not_wait),
     cmocka_unit_test(test_s17_cancelled_leaves_no_trace),

@@ -1,0 +1,130 @@
+"""Messages of the wire from and to the plain data of kvarn.types. No I/O, no state."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kvarn import _arrays
+from kvarn._messages import ENUMS, message
+from kvarn.codec import TileSpec
+from kvarn.errors import WireError, from_status
+from kvarn.types import (AttendOptions, AttendResult, LayerGroup, OpStats, Run, ServerInfo,
+                         ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns)
+
+ENCODERS = {"default": "ENCODER_DEFAULT", "reference": "REFERENCE", "refined": "REFINED"}
+ACCURACIES = {"default": "ACCURACY_DEFAULT", "exact": "EXACT", "fast": "FAST"}
+LAYOUTS = {"head": "HEAD_MAJOR", "token": "TOKEN_MAJOR"}
+MODES = {"either": "EITHER", "create": "CREATE", "existing": "EXISTING"}
+WHATS = {"kv": "K_AND_V", "k": "K_ONLY", "v": "V_ONLY"}
+FORMS = ("records", "rows_stored", "rows")
+
+
+def enum(kind: str, names: dict[str, str], value: str, what: str) -> int:
+    """The wire's number of one of our words; ValueError naming `what`."""
+    if value not in names:
+        raise ValueError(f"{what}: expected {', '.join(names)}, got {value!r}")
+    return ENUMS[kind][names[value]]
+
+
+def server_info(reply: Any) -> ServerInfo:
+    return ServerInfo(reply.server_version, reply.server_id, tuple(reply.features), reply.tenant,
+                      reply.message_bytes_max, reply.payload_bytes_max, reply.credit_requests,
+                      reply.credit_bytes)
+
+
+def shape_message(shape: Shape) -> Any:
+    out = message["Shape"](model=shape.model, group=shape.group, k_bits=shape.k_bits,
+                           v_bits=shape.v_bits)
+    if shape.revision:
+        out.revision = shape.revision
+    if shape.sink_tokens is not None:
+        out.sink_tokens = shape.sink_tokens
+    for group in shape.layer_groups:
+        k_dim, v_dim = group.dims
+        out.layer_groups.add(layers=group.layers, kv_heads=group.kv_heads, k_dim=k_dim,
+                             v_dim=v_dim, window=group.window)
+    return out
+
+
+def shape_of(wire: Any) -> Shape:
+    groups = tuple(LayerGroup(g.layers, g.kv_heads, g.k_dim,
+                              g.v_dim if g.HasField("v_dim") else g.k_dim, g.window)
+                   for g in wire.layer_groups)
+    return Shape(wire.model, groups, wire.revision, wire.group, wire.k_bits, wire.v_bits,
+                 wire.sink_tokens if wire.HasField("sink_tokens") else wire.group)
+
+
+def summary(wire: Any) -> SessionSummary:
+    return SessionSummary(wire.name, wire.model, wire.length, wire.epoch, wire.bytes, wire.handles,
+                          wire.idle_ms / 1000)
+
+
+def details(reply: Any) -> SessionDetails:
+    names = {ENUMS["Encoder"][wire]: name for name, wire in ENCODERS.items()}
+    return SessionDetails(
+        summary(reply.summary), shape_of(reply.shape), reply.fingerprint,
+        tuple(reply.layer_lengths), tuple(reply.layer_sealed), reply.tile_pages, reply.tile_bytes,
+        reply.sink_pages, reply.sink_bytes, reply.tail_pages, reply.tail_bytes,
+        reply.reserved_bytes, reply.pages_reference, reply.pages_refined,
+        names.get(reply.encoder, "default"), reply.seal_lag)
+
+
+def stats(reply: Any) -> ServerStats:
+    ops = {o.op: OpStats(o.op, o.count, o.errors, o.bytes_in, o.bytes_out, o.latency_us_p50,
+                         o.latency_us_p99, o.latency_us_max) for o in reply.ops}
+    return ServerStats(ops, {c.name: c.value for c in reply.counters})
+
+
+def attend_params(options: AttendOptions, layer: int, q_heads: int, q_dtype: int) -> Any:
+    out = message["AttendParams"](
+        layer=layer, q_heads=q_heads, non_causal=not options.causal, window=options.window,
+        softcap=options.softcap, q_dtype=q_dtype, q_rotated=options.q_rotated,
+        out_dtype=_arrays.dtype_number(options.out_dtype), out_rotated=options.out_rotated,
+        accuracy=enum("Accuracy", ACCURACIES, options.accuracy, "accuracy"))
+    if options.scale is not None:
+        out.scale = options.scale
+    return out
+
+
+def attend_results(reply: Any, payload: memoryview, rows: list[tuple[int, int]], v_dim: int,
+                   dtype: int) -> list[AttendResult]:
+    """rows: (q_heads, query tokens) of each item."""
+    wanted = sum(h * t * (v_dim * _arrays.BYTES[dtype] + 4) for h, t in rows)
+    if payload.nbytes != wanted or len(reply.items) != len(rows):
+        raise WireError(f"expected {len(rows)} items and {wanted} bytes of attention, got "
+                        f"{len(reply.items)} and {payload.nbytes}")
+    reader = _arrays.Reader(payload)
+    outs = [reader.take((h, t, v_dim), dtype) for h, t in rows]
+    lses = [reader.take((h, t), _arrays.DTYPES["f32"]) for h, t in rows]
+    return [AttendResult(out, lse, item.length, item.sealed_tokens, item.appended,
+                         from_status(item.status))
+            for out, lse, item in zip(outs, lses, reply.items)]
+
+
+def tile_spec(shape: Shape, layer: int) -> TileSpec:
+    """What a record of this layer looks like, for kvarn.codec."""
+    k_dim, v_dim = shape.layer(layer).dims
+    return TileSpec(k_dim, v_dim, shape.group, shape.k_bits, shape.v_bits)
+
+
+def stored_runs(reply: Any, payload: memoryview, shape: Shape) -> StoredRuns:
+    reader, runs, f16 = _arrays.Reader(payload), [], _arrays.DTYPES["f16"]
+    for run in reply.runs:
+        kind, form = shape.layer(run.layer), FORMS[run.form]
+        heads, (k_dim, v_dim) = kind.kv_heads, kind.dims
+        records: np.ndarray[Any, Any] | None = None
+        rows = None
+        if form == "records":
+            count, nbytes = run.token_count // shape.group, tile_spec(shape, run.layer).record_bytes
+            records = reader.take((count, heads, nbytes // 2), f16).view(np.uint8)
+        else:
+            rows = (reader.take((heads, run.token_count, k_dim), f16),
+                    reader.take((heads, run.token_count, v_dim), f16))
+        runs.append(Run(run.layer, run.first_token, run.token_count, form, records, rows))
+    return StoredRuns(tuple(runs), payload)
+
+
+def row_shape(layout: str, heads: int, tokens: int, dim: int) -> tuple[int, int, int]:
+    """Of K or V of one layer, in a layout."""
+    return (heads, tokens, dim) if layout == "head" else (tokens, heads, dim)

@@ -1,0 +1,287 @@
+"""The blocking client: kvarn.Client and its sessions. Belongs to one thread at a time."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from kvarn._address import Address
+from kvarn._core import ClientCore, SessionCore
+from kvarn._link import BlockingLink, Link, drive
+from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
+                         AttendResult, NDArray, Options, ServerInfo, ServerStats, SessionDetails,
+                         SessionSummary, Shape, StoredRuns, TruncateResult)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _NoLock:
+    """One thread and no event loop: nothing to keep out."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+async def _connect(address: Address, timeout: float) -> Link:
+    return cast(Link, BlockingLink(address, timeout))
+
+
+async def _pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+class Pending(Generic[T]):
+    """A call that has been sent and whose reply has not been asked for."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine: Coroutine[Any, Any, T] | None = coroutine
+        self._value: T
+        self._error: BaseException | None = None
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            self._value, self._coroutine = stop.value, None
+        except Exception as error:
+            self._error, self._coroutine = error, None
+
+    def result(self) -> T:
+        """Wait for the reply and return what the call returns, or raise what it raises."""
+        if self._coroutine is not None:
+            coroutine, self._coroutine = self._coroutine, None
+            try:
+                self._value = drive(coroutine)
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Client:
+    """A connection to kvarnd that blocks, and connects again by itself.
+
+    address: "unix:PATH" or "tcp:HOST:PORT"; None is the environment's KVARN_SERVER, else
+    unix:/run/kvarnd/kvarnd.sock. options: kvarn.Options, or its fields as keywords. Connects at
+    once. All calls take `deadline`, seconds; None is the client's own. They raise
+    kvarn.ServerError's subclasses for what the daemon refuses, kvarn.ConnectionLost when the
+    connection broke and the call could not be repeated safely, ValueError for arrays that do not
+    fit, before anything is sent.
+    """
+
+    def __init__(self, address: str | None = None, *, options: Options | None = None,
+                 **fields: Any) -> None:
+        self._core = ClientCore(address, options or Options(**fields), _connect, _pause,
+                                _NoLock())
+        self._is_submitting = False
+        drive(self._core.link())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. Sessions without a name end; named ones stay in the daemon."""
+        drive(self._core.aclose())
+
+    @property
+    def server(self) -> ServerInfo:
+        """What the daemon said of itself."""
+        assert self._core.server is not None
+        return self._core.server
+
+    @property
+    def reconnects(self) -> int:
+        """Times the client had to connect again."""
+        return self._core.reconnects
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._is_submitting:
+            self._is_submitting = False
+            return cast(T, Pending(coroutine))
+        return drive(coroutine)
+
+    def submit(self, method: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Pending[T]:
+        """Send a call without waiting for its reply: pipelining.
+
+        method: one of this client or of its sessions. Requests take effect in the order in which
+        they were sent. Ask for the results in that order too; a Pending whose result nobody asks
+        for keeps its place in the daemon's credit.
+
+            pending = [client.submit(s.append, k, v, layer=i) for i, (k, v) in enumerate(layers)]
+            results = [p.result() for p in pending]
+        """
+        self._is_submitting = True
+        try:
+            return cast("Pending[T]", method(*args, **keywords))
+        finally:
+            self._is_submitting = False
+
+    def ping(self, *, deadline: float | None = None) -> float:
+        """Seconds since the daemon started."""
+        return self._run(self._core.ping(deadline))
+
+    def open(self, name: str = "", shape: Shape | None = None, *, mode: str = "either",
+             encoder: str = "default", seal_lag: int = 0, takeover: bool = False,
+             deadline: float | None = None) -> Session:
+        """Open a session, or make it.
+
+        name: lives until it is dropped or the daemon stops; "": ends with the connection. shape:
+        needed to make one, else what it was made with. mode: "either", "create" (Conflict if it
+        exists) or "existing" (NotFound if not). encoder "default", "reference" or "refined", and
+        seal_lag, the newest tokens that stay 16 bits wide (0 to group), count at creation only.
+        takeover: a new epoch, so that other clients' writes are refused from now on.
+        """
+        session = Session(self, name, shape)
+        drive(self._core.open(session, mode, encoder, seal_lag, takeover, deadline))
+        return session
+
+    def attend(self, items: Iterable[AttendItem], layer: int,
+               options: AttendOptions = AttendOptions(), *,
+               deadline: float | None = None) -> list[AttendResult]:
+        """Attention of one layer for up to 1,024 items; each has its own `error`."""
+        return self._run(self._core.attend(items, layer, options, deadline))
+
+    def append_attend(self, items: Iterable[AppendAttendItem], layer: int,
+                      options: AttendOptions = AttendOptions(), *, kv_rotated: bool = False,
+                      deadline: float | None = None) -> list[AttendResult]:
+        """The decode step of many sessions in one call; each item has its own `error`."""
+        return self._run(self._core.append_attend(items, layer, options, kv_rotated, deadline))
+
+    def sessions(self, prefix: str = "", *,
+                 deadline: float | None = None) -> list[SessionSummary]:
+        """All named sessions whose names begin with prefix, ascending."""
+        return self._run(self._core.sessions(prefix, deadline))
+
+    def inspect(self, name: str, *, deadline: float | None = None) -> SessionDetails:
+        """All about a named session; NotFound where there is none."""
+        return self._run(self._core.inspect(name, deadline))
+
+    def drop(self, name: str, *, deadline: float | None = None) -> None:
+        """End a named session for all that hold it."""
+        self._run(self._core.drop(name, deadline))
+
+    def stats(self, *, deadline: float | None = None) -> ServerStats:
+        """The daemon's counters and latencies."""
+        return self._run(self._core.stats(deadline))
+
+
+class Session(SessionCore):
+    """A sequence's cache in the daemon. `with` closes it; a named one stays in the daemon.
+
+    name, epoch, shape, lengths (tokens of each layer) and length (the smallest) are what the last
+    reply said.
+    """
+
+    def __init__(self, client: Client, name: str, shape: Shape | None) -> None:
+        super().__init__(client._core, name, shape)
+        self._client = client
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, k: Array, v: Array, layer: int = 0, *, start: int | None = None,
+               layout: str = "head", rotated: bool = False,
+               deadline: float | None = None) -> AppendResult:
+        """Store tokens of one layer.
+
+        k [H, T, Dk] and v [H, T, Dv] with layout "head", [T, H, D] with "token"; f16, bf16 or f32.
+        start: where they begin; None is the layer's length. Raises Conflict where that is not its
+        length, Domain for numbers that are not finite or too large; nothing is stored then.
+        """
+        return self._client._run(self._append([(k, v)], layer, start, layout, rotated, deadline))
+
+    def append_layers(self, layers: Iterable[tuple[Array, Array]], layer_first: int = 0, *,
+                      start: int | None = None, layout: str = "head", rotated: bool = False,
+                      deadline: float | None = None) -> AppendResult:
+        """Store the same tokens in consecutive layers, a (k, v) each, in one step or not at all."""
+        return self._client._run(self._append(list(layers), layer_first, start, layout, rotated,
+                                              deadline))
+
+    def attend(self, q: Array, layer: int = 0, options: AttendOptions = AttendOptions(), *,
+               position: int | None = None, token_first: int = 0, token_last: int | None = None,
+               deadline: float | None = None) -> AttendResult:
+        """Attention of q [Hq, T, Dk] over the layer's tokens; raises what its item says."""
+        item = AttendItem(self, q, position, token_first, token_last)
+        return self._client._run(_one(self._core.attend([item], layer, options, deadline)))
+
+    def append_attend(self, k: Array, v: Array, q: Array, layer: int = 0,
+                      options: AttendOptions = AttendOptions(), *, start: int | None = None,
+                      kv_rotated: bool = False, deadline: float | None = None) -> AttendResult:
+        """Store k, v [H, T, D], then attention of q [Hq, Tq, Dk]: one layer of a decode step."""
+        item = AppendAttendItem(self, k, v, q, start)
+        return self._client._run(_one(self._core.append_attend([item], layer, options, kv_rotated,
+                                                               deadline)))
+
+    def read(self, layer: int = 0, token_first: int = 0, token_last: int | None = None, *,
+             dtype: str = "f16", rotated: bool = False, what: str = "kv", layout: str = "head",
+             deadline: float | None = None) -> tuple[NDArray, NDArray]:
+        """(k [H, T, Dk], v [H, T, Dv]) of tokens [token_first, token_last), decoded.
+
+        what: "kv", "k" or "v"; the one not asked for comes without tokens. Raises Miss where they
+        are not stored.
+        """
+        return self._client._run(_first(self._read(layer, 1, token_first, token_last, dtype,
+                                                   rotated, what, layout, deadline)))
+
+    def read_layers(self, layer_first: int = 0, layer_count: int | None = None,
+                    token_first: int = 0, token_last: int | None = None, *, dtype: str = "f16",
+                    rotated: bool = False,
+                    deadline: float | None = None) -> list[tuple[NDArray, NDArray]]:
+        """(k, v) of each of the layers, in one call; the payload has a limit (server)."""
+        count = self.shape.layers - layer_first if layer_count is None else layer_count
+        return self._client._run(self._read(layer_first, count, token_first, token_last, dtype,
+                                            rotated, "kv", "head", deadline))
+
+    def read_stored(self, layer_first: int = 0, layer_count: int | None = None,
+                    token_first: int = 0, token_last: int | None = None, *,
+                    deadline: float | None = None) -> StoredRuns:
+        """What is kept, bit by bit: records of sealed blocks, rotated halves of the others."""
+        count = self.shape.layers - layer_first if layer_count is None else layer_count
+        return self._client._run(self._read_stored(layer_first, count, token_first, token_last,
+                                                   deadline))
+
+    def append_tiles(self, stored: StoredRuns, *,
+                     deadline: float | None = None) -> tuple[int, ...]:
+        """Store what read_stored gave; returns the lengths of all layers."""
+        return self._client._run(self._append_tiles(stored, deadline))
+
+    def truncate(self, length: int, *, deadline: float | None = None) -> TruncateResult:
+        """Every layer becomes min(its length, length)."""
+        return self._client._run(self._truncate(length, deadline))
+
+    def inspect(self, *, deadline: float | None = None) -> SessionDetails:
+        """Shape, lengths, pages and bytes."""
+        return self._client._run(self._inspect(deadline))
+
+    def refresh(self, *, takeover: bool = False, deadline: float | None = None) -> None:
+        """Take the session as it now is, after StaleEpoch or a call of unknown outcome."""
+        self._client._run(self._refresh(takeover, deadline))
+
+    def close(self, *, deadline: float | None = None) -> None:
+        """Give the handle back. The object is of no use afterwards."""
+        drive(self._close(deadline))
+
+    def drop(self, *, deadline: float | None = None) -> None:
+        """End the session for all that hold it; its memory is freed."""
+        drive(self._drop(deadline))
+
+
+async def _first(pairs: Coroutine[Any, Any, list[T]]) -> T:
+    return (await pairs)[0]
+
+
+async def _one(results: Coroutine[Any, Any, list[AttendResult]]) -> AttendResult:
+    """The result of a batch of one; raises its error."""
+    result = (await results)[0]
+    if result.error is not None:
+        raise result.error
+    return result

@@ -1,0 +1,136 @@
+"""kvarn.AsyncClient against the real daemon."""
+import asyncio
+
+import numpy as np
+import pytest
+from attention import attend, rows, small_shape
+
+import kvarn
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+def test_append_attend_read(daemon, transport):
+    async def body():
+        k, v, q = rows(20)
+        async with kvarn.AsyncClient(getattr(daemon, transport)) as client:
+            assert await client.ping() >= 0 and client.server.version
+            async with await client.open(shape=small_shape()) as session:
+                await session.append(k, v)
+                result = await session.attend(q)
+                assert np.abs(result.out - attend(q, k, v, 0)[0]).max() < 2e-2
+                k2, v2 = await session.read()
+                assert np.abs(k2 - k).max() < 5e-3
+                result = await session.append_attend(k, v, q, layer=1)
+                assert result.appended and session.lengths == (20, 20)
+                await session.truncate(4)
+                assert (await session.inspect()).lengths == (4, 4)
+                stored = await session.read_stored()
+                copy = await client.open(shape=small_shape())
+                assert await copy.append_tiles(stored) == (4, 4)
+
+    run(body())
+
+
+def test_tasks_pipeline(daemon):
+    """Requests of one gather() take effect in its order, beyond the daemon's credit."""
+    async def body():
+        k, v, q = rows(1)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open(shape=small_shape())
+            calls = []
+            for _ in range(300):
+                calls += [session.append(k, v), session.attend(q)]
+            results = await asyncio.gather(*calls)
+            assert [r.length for r in results] == [i // 2 + 1 for i in range(600)]
+
+    run(body())
+
+
+def test_many_sessions_at_once(daemon):
+    async def one(client, seed):
+        k, v, q = rows(8, seed)
+        session = await client.open(f"python-async-{seed}", small_shape())
+        for i in range(8):
+            result = await session.append_attend(k[:, i:i + 1], v[:, i:i + 1], q[:, i:i + 1])
+        assert np.abs(result.out - attend(q[:, 7:], k, v, 7)[0]).max() < 2e-2
+        await session.drop()
+
+    async def body():
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            await asyncio.gather(*(one(client, i) for i in range(20)))
+            assert await client.sessions("python-async-") == []
+
+    run(body())
+
+
+def test_batch_and_errors(daemon):
+    async def body():
+        k, v, q = rows(4)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            one = await client.open(shape=small_shape())
+            two = await client.open(shape=small_shape())
+            results = await client.append_attend(
+                [kvarn.AppendAttendItem(s, k, v, q) for s in (one, two)], 0)
+            assert all(r.appended for r in results)
+            assert len(await client.attend([kvarn.AttendItem(one, q)], 0)) == 1
+            with pytest.raises(kvarn.Conflict):
+                await one.append(k, v, start=1)
+            with pytest.raises(kvarn.NotFound):
+                await client.drop("no-such-session")
+            with pytest.raises(kvarn.DeadlineExceeded):
+                await one.attend(q, deadline=0)
+            assert (await client.stats()).ops["append_attend"].count >= 1
+
+    run(body())
+
+
+def test_cancelled_task_leaves_the_client_usable(daemon):
+    async def body():
+        k, v, q = rows(2000)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open("python-cancel", small_shape())
+            task = asyncio.ensure_future(session.append(k, v))
+            while not client._core._link._waiting:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await session.refresh()
+            assert session.lengths == (2000, 0)
+            assert (await session.append(k, v)).length == 4000
+            await session.drop()
+
+    run(body())
+
+
+def test_reconnects_after_a_restart(start):
+    async def body():
+        daemon = start()
+        k, v, _ = rows(3)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open("python-restart", small_shape())
+            await session.append(k, v)
+            daemon.kill()
+            daemon.start()
+            assert await client.ping() >= 0 and client.reconnects == 1
+            with pytest.raises(kvarn.NotFound):
+                await session.append(k, v)
+            again = await client.open("python-restart", small_shape())
+            assert again.created and (await again.append(k, v)).length == 3
+
+    run(body())
+
+
+def test_closed_client_says_so(daemon):
+    async def body():
+        client = kvarn.AsyncClient(daemon.unix)
+        await client.ping()
+        await client.close()
+        with pytest.raises(kvarn.ConnectionLost, match="closed"):
+            await client.ping()
+
+    run(body())

@@ -1,0 +1,282 @@
+"""kvarn.Client against the real daemon."""
+import numpy as np
+import pytest
+from attention import HEADS, K_DIM, Q_HEADS, V_DIM, attend, rows, small_shape
+
+import kvarn
+from kvarn import codec
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def client(request, daemon):
+    with kvarn.Client(getattr(daemon, request.param), deadline=20) as one:
+        yield one
+
+
+def test_server_says_who_it_is(client):
+    assert client.server.version and client.server.payload_bytes_max >= 1 << 20
+    assert client.server.credit_requests > 1 and client.ping() >= 0
+
+
+def test_checksums_both_ways(daemon):
+    if kvarn._frame.xxh3() is None:
+        pytest.skip("neither package xxhash nor libxxhash is installed")
+    with kvarn.Client(daemon.unix, checksum="on") as client:
+        assert "payload_xxh3" in client.server.features
+        k, v, q = rows(5)
+        session = client.open(shape=small_shape())
+        session.append(k, v)
+        assert session.attend(q).length == 5
+
+
+def test_append_attend_read(client):
+    k, v, q = rows(40)
+    with client.open(shape=small_shape()) as session:
+        assert session.created and session.lengths == (0, 0)
+        first = session.append(k[:, :30], v[:, :30], layer=1)
+        assert (first.length, first.repeated) == (30, False) and session.lengths == (0, 30)
+        result = session.append_attend(k[:, 30:], v[:, 30:], q[:, 30:], layer=1)
+        assert result.appended and result.length == 40 and session.lengths == (0, 40)
+        out, lse = attend(q[:, 30:], k, v, 30)
+        assert result.out.shape == (Q_HEADS, 10, V_DIM) and result.out.dtype == np.float32
+        assert np.abs(result.out - out).max() < 2e-2 and np.abs(result.lse - lse).max() < 2e-2
+        again = session.attend(q[:, 30:], layer=1)
+        assert (again.out == result.out).all() and (again.lse == result.lse).all()
+        k2, v2 = session.read(1)
+        assert k2.shape == k.shape and np.abs(k2 - k).max() < 5e-3 and np.abs(v2 - v).max() < 5e-3
+        k3, v3 = session.read(1, 3, 9, what="v", layout="token", dtype="f32")
+        assert k3.shape == (0, HEADS, K_DIM) and v3.shape == (6, HEADS, V_DIM)
+        assert (v3 == v2[:, 3:9].swapaxes(0, 1)).all() or np.abs(
+            v3 - v2[:, 3:9].swapaxes(0, 1).astype(np.float32)).max() < 5e-3
+        rotated, _ = session.read(1, rotated=True)
+        assert np.abs(codec.rotate(k.astype(np.float32)) - rotated).max() < 5e-3
+
+
+def test_options_of_attention(client):
+    k, v, q = rows(20)
+    with client.open(shape=small_shape()) as session:
+        session.append(k, v)
+        options = kvarn.AttendOptions(scale=0.5, out_dtype="f16")
+        result = session.attend(q[:, :1], options=options, position=7)
+        assert result.out.dtype == np.float16
+        assert np.abs(result.out - attend(q[:, :1], k, v, 7, 0.5)[0]).max() < 2e-2
+        part = session.attend(q[:, :1], token_first=5, token_last=9)
+        assert np.abs(part.out - attend(q[:, :1], k[:, 5:9], v[:, 5:9], 3)[0]).max() < 2e-2
+        all_rows = session.attend(q, options=kvarn.AttendOptions(causal=False))
+        assert np.abs(all_rows.out - attend(q, k, v, 99)[0]).max() < 2e-2
+
+
+def test_layouts_and_types(client):
+    k, v, _ = rows(6, dtype=np.float32)
+    with client.open(shape=small_shape()) as session:
+        session.append(k.swapaxes(0, 1), v.swapaxes(0, 1), layout="token")
+        session.append_layers([(k, v)], 1)
+        one, two = session.read(0), session.read(1)
+        assert all((a == b).all() for a, b in zip(one, two)) and session.length == 6
+        both = session.append_layers([(k, v), (k, v)])
+        assert both.length == 12 and session.lengths == (12, 12)
+        assert len(session.read_layers()) == 2
+
+
+def test_bf16_where_ml_dtypes_is(client):
+    k, v, q = rows(4, dtype=np.float32)
+    with client.open(shape=small_shape()) as session:
+        try:
+            import ml_dtypes
+        except ImportError:
+            with pytest.raises(ValueError, match="ml_dtypes"):
+                session.read(0, 0, 0, dtype="bf16")
+            return
+        bf16 = ml_dtypes.bfloat16
+        session.append(k.astype(bf16), v.astype(bf16))
+        k2, _ = session.read(dtype="bf16")
+        assert k2.dtype == bf16 and np.abs(k2.astype(np.float32) - k).max() < 0.05
+        options = kvarn.AttendOptions(out_dtype="bf16")
+        assert session.attend(q.astype(bf16), options=options).out.dtype == bf16
+
+
+def test_records_are_the_codecs(client):
+    """Sealed blocks as read `stored` decode with kvarn.codec to what `read` gives."""
+    shape = small_shape(group=64, sink_tokens=64)
+    k, v, _ = rows(200)
+    with client.open(shape=shape) as session, client.open(shape=shape) as copy:
+        session.append_layers([(k, v), (k, v)])
+        stored = session.read_stored()
+        assert [r.form for r in stored.runs if r.layer == 1] == ["rows_stored", "records",
+                                                                 "rows_stored"]
+        records = next(r.records for r in stored.runs if r.form == "records")
+        spec = codec.TileSpec(K_DIM, V_DIM, 64)
+        assert records.shape == (2, HEADS, spec.record_bytes)
+        k2, v2 = codec.decode(spec, records)
+        k3, v3 = session.read(0, 64, 192, dtype="f32", rotated=True)
+        assert (k2.swapaxes(0, 1).reshape(k3.shape) == k3).all()
+        assert (v2.swapaxes(0, 1).reshape(v3.shape) == v3).all()
+        assert copy.append_tiles(stored) == (200, 200)
+        assert bytes(copy.read_stored().payload) == bytes(stored.payload)
+        copy.append(k[:, :1], v[:, :1])
+        assert copy.lengths == (201, 200)
+
+
+def test_batch_over_sessions(client):
+    shape = small_shape()
+    sessions = [client.open(shape=shape) for _ in range(5)]
+    data = [rows(3 + i, seed=i) for i in range(5)]
+    results = client.append_attend(
+        [kvarn.AppendAttendItem(s, k, v, q) for s, (k, v, q) in zip(sessions, data)], 0)
+    for result, session, (k, v, q) in zip(results, sessions, data):
+        assert result.error is None and result.appended and session.lengths[0] == k.shape[1]
+        assert np.abs(result.out - attend(q, k, v, 0)[0]).max() < 2e-2
+    again = client.attend([kvarn.AttendItem(s, d[2]) for s, d in zip(sessions, data)], 0)
+    assert all((a.out == b.out).all() for a, b in zip(again, results))
+
+
+def test_batch_items_fail_one_by_one(client):
+    shape, (k, v, q) = small_shape(), rows(4)
+    good, bad = client.open(shape=shape), client.open(shape=shape)
+    one, two = client.append_attend([kvarn.AppendAttendItem(good, k, v, q),
+                                     kvarn.AppendAttendItem(bad, k, v, q, start=9)], 0)
+    assert one.error is None and isinstance(two.error, kvarn.Conflict) and not two.appended
+    assert two.error.lengths == (0,) and np.isneginf(two.lse).all() and not two.out.any()
+    assert good.lengths == (4, 0) and bad.lengths == (0, 0)
+    assert bad.append_attend(k, v, q).appended
+
+
+def test_errors_say_what_holds(client):
+    k, v, q = rows(4)
+    session = client.open(shape=small_shape())
+    session.append(k, v)
+    with pytest.raises(kvarn.Conflict) as conflict:
+        session.append(k, v, start=7)
+    assert conflict.value.lengths == (4,) and conflict.value.epoch == session.epoch
+    with pytest.raises(kvarn.Domain):
+        session.append(np.full_like(k, np.nan), v)
+    with pytest.raises(kvarn.Miss) as miss:
+        session.read(0, 0, 99)
+    assert miss.value.reason == "never_stored" and isinstance(miss.value, kvarn.Error)
+    with pytest.raises(kvarn.Miss):
+        session.attend(q, options=kvarn.AttendOptions(causal=False), token_last=50)
+    with pytest.raises(kvarn.NotFound):
+        client.inspect("no-such-session")
+    with pytest.raises(kvarn.NotFound):
+        client.open("no-such-session", mode="existing")
+    with pytest.raises(kvarn.Invalid):
+        client.open("x" * 300, small_shape())
+    with pytest.raises(kvarn.DeadlineExceeded):
+        session.attend(q, deadline=0)
+    with pytest.raises(ValueError, match="k: expected shape"):
+        session.append(k[:, :, :8], v)
+    with pytest.raises(ValueError, match="q: expected"):
+        session.attend(q[:, :, :8])
+    assert session.append(k, v).length == 8
+
+
+def test_truncate_and_epoch(client):
+    k, v, _ = rows(10)
+    session = client.open(shape=small_shape())
+    session.append_layers([(k, v), (k, v)])
+    epoch = session.epoch
+    result = session.truncate(6)
+    assert result.lengths == session.lengths == (6, 6) and not result.lossy_tail
+    assert session.epoch != epoch and session.append(k, v).length == 16
+
+
+def test_takeover_makes_others_stale(daemon):
+    k, v, _ = rows(3)
+    with kvarn.Client(daemon.unix) as one, kvarn.Client(daemon.tcp) as two:
+        mine = one.open("python-takeover", small_shape())
+        mine.append(k, v)
+        theirs = two.open("python-takeover", takeover=True)
+        assert theirs.lengths == (3, 0) and theirs.shape == mine.inspect().shape
+        with pytest.raises(kvarn.StaleEpoch) as stale:
+            mine.append(k, v)
+        assert stale.value.epoch == theirs.epoch and stale.value.lengths == (3, 0)
+        mine.refresh()
+        assert mine.append(k, v).length == 6
+        theirs.drop()
+        with pytest.raises(kvarn.NotFound):
+            mine.append(k, v)
+
+
+def test_pipelining(client):
+    """Many calls in flight, more than the daemon's credit; effects in the order of sending."""
+    k, v, q = rows(1)
+    session = client.open(shape=small_shape())
+    pending = []
+    for _ in range(300):
+        pending.append(client.submit(session.append, k, v))
+        pending.append(client.submit(session.attend, q))
+    results = [p.result() for p in pending]
+    assert [r.length for r in results[::2]] == list(range(1, 301))
+    assert [r.length for r in results[1::2]] == list(range(1, 301))
+    assert session.lengths == (300, 0) and pending[0].result() == results[0]
+
+
+def test_pipelining_of_large_payloads(client):
+    """Requests and replies of many megabytes cross on one connection without a deadlock."""
+    k, v, _ = rows(2000, dtype=np.float32)
+    session = client.open(shape=small_shape())
+    pending = []
+    for _ in range(8):
+        pending.append(client.submit(session.append, k, v))
+        pending.append(client.submit(session.read, dtype="f32", token_last=2000))
+    results = [p.result() for p in pending]
+    assert session.lengths == (16000, 0) and results[1][0].shape == (HEADS, 2000, K_DIM)
+
+
+def test_refused_append_in_a_pipeline(client):
+    """What follows a refused append is refused too, and the session goes on from what holds."""
+    k, v, _ = rows(2)
+    session = client.open(shape=small_shape())
+    first = client.submit(session.append, np.full_like(k, np.inf), v)
+    second = client.submit(session.append, k, v)
+    with pytest.raises(kvarn.Domain):
+        first.result()
+    with pytest.raises(kvarn.Conflict):
+        second.result()
+    assert session.append(k, v).length == 2
+
+
+def test_pending_that_nobody_asks_for(client):
+    k, v, _ = rows(1)
+    session = client.open(shape=small_shape())
+    for _ in range(600):
+        client.submit(session.append, k, v)
+    assert client.ping() >= 0 and client.submit(session.attend, rows(1)[2]).result().length == 600
+
+
+def test_admin(client):
+    """stats, sessions, inspect, ping, drop."""
+    k, v, _ = rows(300)
+    names = [f"python-admin-{client._core.address.is_tcp}-{i:03}" for i in range(3)]
+    for name in names:
+        with client.open(name, small_shape(group=64), encoder="reference", seal_lag=3) as session:
+            session.append_layers([(k, v), (k, v)])
+    listed = client.sessions("python-admin-" + str(client._core.address.is_tcp))
+    assert [s.name for s in listed] == names
+    assert all(s.length == 300 and s.model == "python-tests" and s.bytes > 0 for s in listed)
+    found = client.inspect(names[0])
+    assert found.summary.name == names[0] and found.lengths == (300, 300)
+    assert found.encoder == "reference" and found.seal_lag == 3 and found.sealed == (256, 256)
+    assert found.fingerprint == found.shape.fingerprint() and found.pages_reference == 6
+    assert found.tile_bytes > 0 and found.sink_bytes > 0 and found.tail_bytes > 0
+    stats = client.stats()
+    assert stats.ops["append"].count >= 3 and stats.ops["append"].bytes_in > 0
+    assert stats.counters
+    for name in names:
+        client.drop(name)
+    assert client.sessions("python-admin-" + str(client._core.address.is_tcp)) == []
+
+
+def test_list_has_pages(daemon):
+    with kvarn.Client(daemon.unix) as client:
+        for i in range(300):
+            client.open(f"python-page-{i:04}", small_shape()).close()
+        names = [s.name for s in client.sessions("python-page-")]
+        assert names == [f"python-page-{i:04}" for i in range(300)]
+        for name in names:
+            client.drop(name)
+
+
+def test_nobody_answers(tmp_path):
+    with pytest.raises(kvarn.ConnectionLost, match="nothing.sock"):
+        kvarn.Client(f"unix:{tmp_path / 'nothing.sock'}")
