@@ -51,13 +51,15 @@ class Script:
             items.append((session, self.lengths[idx][layer], self.rows(layer, 2),
                           self.q(layer, 2)))
             self.lengths[idx][layer] += 2
-        self.pending.append(append_attend_request(items, layer, q_dtype="f32"))
+        self.pending.append(append_attend_request(items, layer, q_dtype="f32",
+                                                  accuracy=int(self.rng.integers(3))))
 
     def attend(self):
         _, session, layer = self.pick()
         tokens = int(self.rng.choice([1, 5, 33]))
         self.pending.append(attend_request([(session, self.q(layer, tokens))], layer,
-                                           q_dtype="f32", position=int(self.rng.integers(600))))
+                                           q_dtype="f32", position=int(self.rng.integers(600)),
+                                           accuracy=int(self.rng.integers(3))))
 
     def read(self):
         idx, session, layer = self.pick()

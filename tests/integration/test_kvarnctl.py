@@ -126,10 +126,11 @@ def test_session_from_append_to_drop(server, tmp_path):
         assert error < 0.2
     got = run("attend", "s", "--layer", 0, "--q", tmp_path / "q.npy", "--position", 297, *outs)
     assert got["length"] == 300
-    # What the daemon attends to is what it reads back.
+    # What the daemon attends to is what it reads back. The default is fast, not exact: bounds as in
+    # test_attention.py, test_fast_is_near_exact().
     out, lse = attention(q, np.load(back[0]), np.load(back[1]), 297)
-    assert np.abs(np.load(tmp_path / "out.npy") - out).max() < 1e-3
-    assert np.abs(np.load(tmp_path / "lse.npy") - lse).max() < 1e-3
+    assert ((np.load(tmp_path / "out.npy") - out) ** 2).sum() < 3e-4 * (out ** 2).sum()
+    assert np.abs(np.load(tmp_path / "lse.npy") - lse).max() < 0.02
 
     got = run("truncate", "s", "--length", 290)
     assert got["layer_lengths"] == [290, 290] and not got["lossy_tail"]
