@@ -48,14 +48,16 @@ packages_need()
     fi
     packages_lack=$(packages_missing "$@")
     [ -n "$packages_lack" ] || return 0
-    echo "packages: installing $packages_lack"
-    # One source of several that cannot be reached is no reason to stop: install tells.
-    packages_as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update ||
-        echo "packages: apt-get update failed"
-    # shellcheck disable=SC2086 # a list of names, split on purpose
-    packages_as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y \
-        -o DPkg::Lock::Timeout=300 install --no-install-recommends $packages_lack ||
-        echo "packages: apt-get install failed"
+    if packages_as_root true; then
+        echo "packages: installing $packages_lack"
+        # One source of several that cannot be reached is no reason to stop: install tells.
+        packages_as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update ||
+            echo "packages: apt-get update failed"
+        # shellcheck disable=SC2086 # a list of names, split on purpose
+        packages_as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y \
+            -o DPkg::Lock::Timeout=300 install --no-install-recommends $packages_lack ||
+            echo "packages: apt-get install failed"
+    fi
     packages_lack=$(packages_missing "$@")
     [ -n "$packages_lack" ] || return 0
     {
