@@ -82,6 +82,12 @@ VF_INLINE vf vf_abs(vf a)
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
 }
 
+/* The larger of both magnitudes; b is not negative. */
+VF_INLINE vf vf_max_abs(vf a, vf b)
+{
+    return vf_max(vf_abs(a), b);
+}
+
 /* a > b ? x : y */
 VF_INLINE vf vf_select_gt(vf a, vf b, vf x, vf y)
 {
@@ -97,7 +103,7 @@ VF_INLINE void vf_bytes_store(uint8_t *p, vf a)
     __m128i both =
         _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
 
-    _mm_storel_epi64((__m128i *)p, both);
+    _mm_storel_epi64((void *)p, both);
 }
 
 /*
@@ -121,22 +127,22 @@ VF_INLINE void vf_codes2_store(uint8_t *p, const vf v[4])
     __m128i halves =
         _mm_packus_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
 
-    _mm_storel_epi64((__m128i *)p, _mm_shuffle_epi8(halves, order));
+    _mm_storel_epi64((void *)p, _mm_shuffle_epi8(halves, order));
 }
 
 VF_INLINE vf vf_half_load(const uint16_t *p)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }
 
 VF_INLINE void vf_half_store(uint16_t *p, vf a)
 {
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
 VF_INLINE vf vf_bf16_load(const uint16_t *p)
 {
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
 
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
@@ -152,7 +158,7 @@ VF_INLINE void vf_bf16_store(uint16_t *p, vf a)
     __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
     __m256i rounded = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), quiet, nan);
 
-    _mm_storeu_si128((__m128i *)p,
+    _mm_storeu_si128((void *)p,
         _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
 }
 

@@ -17,10 +17,10 @@ void kvarn_pack_u8_u8_avx512(const uint8_t *codes, size_t count, uint32_t bits, 
         __m512i c = _mm512_loadu_si512(codes + i);
         if (bits == 2) {
             __m512i quads = _mm512_madd_epi16(_mm512_maddubs_epi16(c, by4), by16);
-            _mm_storeu_si128((__m128i *)(dst + i / 4), _mm512_cvtepi32_epi8(quads));
+            _mm_storeu_si128((void *)(dst + i / 4), _mm512_cvtepi32_epi8(quads));
         } else {
             __m512i pairs = _mm512_maddubs_epi16(c, bytes16);
-            _mm256_storeu_si256((__m256i *)(dst + i / 2), _mm512_cvtepi16_epi8(pairs));
+            _mm256_storeu_si256((void *)(dst + i / 2), _mm512_cvtepi16_epi8(pairs));
         }
     }
     kvarn_pack_u8_u8_avx2(codes + i, count - i, bits, dst + i * bits / 8);
@@ -36,12 +36,11 @@ void kvarn_unpack_u8_u8_avx512(const uint8_t *packed, size_t count, uint32_t bit
     for (; i + STEP <= count; i += STEP) {
         __m512i c;
         if (bits == 2) {
-            __m512i words =
-                _mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i *)(packed + i / 4)));
+            __m512i words = _mm512_cvtepu16_epi64(_mm_loadu_si128((const void *)(packed + i / 4)));
             c = _mm512_and_si512(_mm512_multishift_epi64_epi8(at2, words), _mm512_set1_epi8(3));
         } else {
             __m512i words =
-                _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)(packed + i / 2)));
+                _mm512_cvtepu32_epi64(_mm256_loadu_si256((const void *)(packed + i / 2)));
             c = _mm512_and_si512(_mm512_multishift_epi64_epi8(at4, words), _mm512_set1_epi8(15));
         }
         _mm512_storeu_si512(codes + i, c);

@@ -82,6 +82,12 @@ VF_INLINE vf vf_abs(vf a)
     return _mm512_abs_ps(a);
 }
 
+/* The larger of both magnitudes; b is not negative. */
+VF_INLINE vf vf_max_abs(vf a, vf b)
+{
+    return _mm512_range_ps(a, b, 0x0b);
+}
+
 /* a > b ? x : y */
 VF_INLINE vf vf_select_gt(vf a, vf b, vf x, vf y)
 {
@@ -91,7 +97,7 @@ VF_INLINE vf vf_select_gt(vf a, vf b, vf x, vf y)
 /* The low byte of each lane's bits. */
 VF_INLINE void vf_bytes_store(uint8_t *p, vf a)
 {
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
 }
 
 /*
@@ -114,22 +120,22 @@ VF_INLINE void vf_codes2_store(uint8_t *p, const vf v[4])
     __m512i codes = _mm512_min_epu8(words, _mm512_set1_epi8(3));
     __m512i quads = _mm512_madd_epi16(_mm512_maddubs_epi16(codes, by4), by16);
 
-    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(quads), order));
+    _mm_storeu_si128((void *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(quads), order));
 }
 
 VF_INLINE vf vf_half_load(const uint16_t *p)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
 
 VF_INLINE void vf_half_store(uint16_t *p, vf a)
 {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
 VF_INLINE vf vf_bf16_load(const uint16_t *p)
 {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
 
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
@@ -145,7 +151,7 @@ VF_INLINE void vf_bf16_store(uint16_t *p, vf a)
     __m512i rounded = _mm512_srli_epi32(up, 16);
 
     rounded = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(rounded));
+    _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(rounded));
 }
 
 /* Transpose 4 x 4 blocks within 128-bit lanes of 4 vectors. */

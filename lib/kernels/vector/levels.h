@@ -20,7 +20,7 @@
 
 /* Levels of VF_LANES rows, one lane a row, in memory so that rows can pick theirs. */
 struct levels {
-    float step[VF_LANES], inv[VF_LANES], low[VF_LANES];
+    _Alignas(64) float step[VF_LANES], inv[VF_LANES], low[VF_LANES];
 };
 
 VF_INLINE void levels_set(struct levels *levels, vf step, vf low)

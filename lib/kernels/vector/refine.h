@@ -56,7 +56,7 @@ VF_INLINE void refine_weights_set(const float *x, uint32_t cols, const float *in
         vf w_sum = vf_set1(0.0f), wd_sum = w_sum;
         for (uint32_t c = 0; c < cols; c += VF_LANES) {
             vf d = vf_fms(vf_load(row + c), vf_load(inv_col + c), m);
-            vf w = vf_max(vf_mul(vf_abs(d), inv), vf_set1(KVARN__WEIGHT_MIN));
+            vf w = vf_max_abs(vf_mul(d, inv), vf_set1(KVARN__WEIGHT_MIN));
             vf_store(dst + c, w);
             w_sum = vf_add(w_sum, w);
             wd_sum = vf_fma(w, d, wd_sum);
@@ -268,7 +268,7 @@ static void refine_columns_finish(uint32_t cols, const struct kvarn__work *work)
 static void refine_rows(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     const uint32_t rows = plane->rows, cols = plane->cols;
-    float codes[REFINE_SIDE * VF_LANES * KVARN__ROW_MAX];
+    _Alignas(64) float codes[REFINE_SIDE * VF_LANES * KVARN__ROW_MAX];
     struct levels levels;
 
     KVARN_ASSERT(plane->bits == 2 && rows % VF_LANES == 0 && cols <= KVARN__ROW_MAX);
