@@ -68,13 +68,19 @@ VF_INLINE void refine_weights_set(const float *x, uint32_t cols, const float *in
     ret->wd = vf_reduce_add(wd_rows);
 }
 
+/* VF_LANES rows: values, weights, and where their codes go (NULL: nowhere) or are. */
+struct refine_rows {
+    const float *x;       /* borrowed */
+    const float *weights; /* borrowed */
+    float *codes;         /* borrowed */
+};
+
 /*
  * Round VF_LANES rows on their levels, keep the codes where `codes` is not NULL, and add up what
  * depends on codes; with `has_wd` also weight times d, where the caller does not have it.
  */
-VF_INLINE void refine_rows_sum(const float *x, uint32_t cols, const float *inv_col,
-    const float *weights, const struct levels *levels, bool has_wd, float *codes,
-    struct refine_sums *ret)
+VF_INLINE void refine_rows_sum(struct refine_rows rows, uint32_t cols, const float *inv_col,
+    const struct levels *levels, bool has_wd, struct refine_sums *ret)
 {
     vf wq_rows[VF_LANES], wqq_rows[VF_LANES], wqd_rows[VF_LANES], wd_rows[VF_LANES];
 
@@ -84,12 +90,12 @@ VF_INLINE void refine_rows_sum(const float *x, uint32_t cols, const float *inv_c
         vf zero = vf_set1(0.0f);
         struct refine_sums s = {zero, zero, zero, zero, zero};
         for (uint32_t c = 0; c < cols; c += VF_LANES) {
-            vf d = vf_fms(vf_load(x + at + c), vf_load(inv_col + c), low);
+            vf d = vf_fms(vf_load(rows.x + at + c), vf_load(inv_col + c), low);
             vf q = vf_sub(levels_code(d, inv_step, vf_set1(REFINE_TOP)), vf_set1(LEVELS_SHIFT));
-            vf w = vf_load(weights + at + c);
+            vf w = vf_load(rows.weights + at + c);
             vf wq = vf_mul(w, q);
-            if (codes != NULL) {
-                vf_store(codes + at + c, q);
+            if (rows.codes != NULL) {
+                vf_store(rows.codes + at + c, q);
             }
             s.wq = vf_add(s.wq, wq);
             s.wqq = vf_fma(wq, q, s.wqq);
@@ -110,9 +116,8 @@ VF_INLINE void refine_rows_sum(const float *x, uint32_t cols, const float *inv_c
 }
 
 /* Add VF_LANES rows' shares to the column factors' numerators and denominators. */
-VF_INLINE void refine_columns_chunk(const float *x, uint32_t cols, const float *weights,
-    const float *codes, const struct levels *levels, const struct kvarn__work *work, uint32_t c,
-    uint32_t chunk)
+VF_INLINE void refine_columns_chunk(struct refine_rows rows, uint32_t cols,
+    const struct levels *levels, const struct kvarn__work *work, uint32_t c, uint32_t chunk)
 {
     vf num[REFINE_CHUNK], den[REFINE_CHUNK];
 
@@ -124,9 +129,9 @@ VF_INLINE void refine_columns_chunk(const float *x, uint32_t cols, const float *
         size_t at = (size_t)i * cols + c;
         vf step = vf_set1(levels->step[i]), low = vf_set1(levels->low[i]);
         for (uint32_t j = 0; j < chunk; j++, at += VF_LANES) {
-            vf y = vf_fma(vf_load(codes + at), step, low);
-            vf wy = vf_mul(vf_load(weights + at), y);
-            num[j] = vf_fma(wy, vf_load(x + at), num[j]);
+            vf y = vf_fma(vf_load(rows.codes + at), step, low);
+            vf wy = vf_mul(vf_load(rows.weights + at), y);
+            num[j] = vf_fma(wy, vf_load(rows.x + at), num[j]);
             den[j] = vf_fma(wy, y, den[j]);
         }
     }
@@ -137,16 +142,16 @@ VF_INLINE void refine_columns_chunk(const float *x, uint32_t cols, const float *
 }
 
 /* Add VF_LANES rows to all columns' sums. */
-VF_INLINE void refine_columns_add(const float *x, uint32_t cols, const float *weights,
-    const float *codes, const struct levels *levels, const struct kvarn__work *work)
+VF_INLINE void refine_columns_add(struct refine_rows rows, uint32_t cols,
+    const struct levels *levels, const struct kvarn__work *work)
 {
     uint32_t c = 0;
 
     for (; c + REFINE_CHUNK * VF_LANES <= cols; c += REFINE_CHUNK * VF_LANES) {
-        refine_columns_chunk(x, cols, weights, codes, levels, work, c, REFINE_CHUNK);
+        refine_columns_chunk(rows, cols, levels, work, c, REFINE_CHUNK);
     }
     for (; c < cols; c += VF_LANES) {
-        refine_columns_chunk(x, cols, weights, codes, levels, work, c, 1);
+        refine_columns_chunk(rows, cols, levels, work, c, 1);
     }
 }
 
@@ -193,8 +198,8 @@ static void refine_group_fit(
 
     /* w (u - low) = w (u - mean) + w (mean - low) */
     group->sums.wd = vf_fma(group->sums.w, vf_sub(mean, low), group->from_mean);
-    refine_rows_sum(
-        group->x, cols, work->inv_col, group->weights, &group->levels, false, codes, &group->sums);
+    struct refine_rows rows = {group->x, group->weights, codes};
+    refine_rows_sum(rows, cols, work->inv_col, &group->levels, false, &group->sums);
     refine_solve(&group->sums, vf_load(work->row + group->r), &group->levels);
 }
 
@@ -204,8 +209,8 @@ static void refine_group_again(
 {
     group->sums.w = vf_load(work->now_row + group->r);
     levels_set(&group->levels, vf_load(work->step + group->r), vf_load(work->low + group->r));
-    refine_rows_sum(
-        group->x, cols, work->inv_col, group->weights, &group->levels, true, codes, &group->sums);
+    struct refine_rows rows = {group->x, group->weights, codes};
+    refine_rows_sum(rows, cols, work->inv_col, &group->levels, true, &group->sums);
     refine_solve(&group->sums, vf_load(work->row + group->r), &group->levels);
 }
 
@@ -237,8 +242,8 @@ static uint32_t refine_side_round(const struct kvarn__plane *plane, const struct
         }
     }
     for (uint32_t g = 0; g < count; g++) {
-        refine_columns_add(
-            group[g].x, cols, group[g].weights, codes + g * group_codes, &group[g].levels, work);
+        struct refine_rows rows = {group[g].x, group[g].weights, codes + g * group_codes};
+        refine_columns_add(rows, cols, &group[g].levels, work);
         vf_store(work->step + group[g].r, vf_load(group[g].levels.step));
         vf_store(work->low + group[g].r, vf_load(group[g].levels.low));
     }
