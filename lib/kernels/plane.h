@@ -17,7 +17,7 @@
 #define KVARN__LOW_START   1.5f   /* its lowest level lies this many steps below the mean */
 #define KVARN__WEIGHT_MIN  0.1f
 #define KVARN__FITS        2 /* of the first round; later ones have one */
-#define KVARN__ROUNDS      2
+#define KVARN__ROUNDS      3
 #define KVARN__FIT_VAR_MIN 1e-9f
 #define KVARN__DEN_MIN     1e-12f
 
