@@ -6,8 +6,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from support.model import attention
+from support import codec
+from support.model import assert_rows_close, attention
+from support.session import Session
 from support.settings import BIN, ROOT, patience
+from support.wire import Conn
 
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -143,3 +146,47 @@ def test_session_from_append_to_drop(server, tmp_path):
     assert stats["counters"]["sessions_open"] == 0
     assert "CALL" in ctl("top", "--once", server=server).stdout
     assert run("ping")["round_trip_us"] > 0
+
+
+def test_exact_forms_that_scripts_rely_on(server, tmp_path):
+    """The commands as documents show them, letter by letter."""
+    rng = np.random.default_rng(2)
+    tile = rng.standard_normal((2, 128, 128)).astype(np.float16)
+    k, v = (rng.standard_normal((2, 200, 128)).astype(np.float16) for _ in "kv")
+    arrays = {"TK": tile[0], "TV": tile[1], "K": k, "V": v,
+              "Q": rng.standard_normal((4, 2, 128)).astype(np.float16)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+
+    def form(text):
+        env = {**os.environ, "KVARN_SERVER": server}
+        done = subprocess.run(["sh", "-ec", text.replace("kvarnctl", str(BIN / "kvarnctl"))],
+                              cwd=tmp_path, env=env, capture_output=True, text=True,
+                              timeout=patience(30))
+        assert (done.returncode, done.stderr) == (0, ""), (text, done)
+
+    form("kvarnctl tile encode --k TK.npy --v TV.npy --preset k2v2 --group 128 "
+         "--encoder reference -o REC.bin")
+    form("kvarnctl tile decode REC.bin --head-dim 128 --preset k2v2 --group 128 "
+         "--k DK.npy --v DV.npy")
+    want = codec.roundtrip(*(codec.rotate(x) for x in tile), 2, 2, "reference")
+    for name, exact in zip(("DK", "DV"), want):
+        mine = np.load(tmp_path / f"{name}.npy")
+        assert mine.dtype == np.float32 and codec.is_golden_equal(mine, exact)
+    for layer in range(2):
+        form(f"kvarnctl append SESSION --k K.npy --v V.npy --layer {layer} --model NAME "
+             "--layers 2 --preset k2v2")
+    form("kvarnctl read SESSION --layer 1 --from 0 --to 100 --k RK.npy --v RV.npy "
+         "--rotated --dtype f32")
+    form("kvarnctl read SESSION --layer 1 --from 0 --to 100 --k HK.npy --v HV.npy --dtype f16")
+    for letter, exact in (("K", k), ("V", v)):
+        rotated, plain = np.load(tmp_path / f"R{letter}.npy"), np.load(tmp_path / f"H{letter}.npy")
+        assert rotated.dtype == np.float32 and plain.dtype == np.float16
+        assert_rows_close(rotated, codec.rotate(exact[:, :100]))
+        assert np.abs(plain - exact[:, :100].astype(np.float32)).max() < 0.01
+    form("kvarnctl attend SESSION --layer 1 --q Q.npy --position 150 --out OUT.npy --lse LSE.npy")
+    assert np.load(tmp_path / "OUT.npy").shape == (4, 2, 128)
+    assert np.load(tmp_path / "LSE.npy").shape == (4, 2)
+    with Conn(server) as conn:
+        session = Session(conn, None, "SESSION", mode="existing")
+        assert session.lengths == [200, 200]
