@@ -1,4 +1,5 @@
 """Starts kvarnd, waits until it is ready, stops it and looks at how it ended."""
+import ctypes
 import os
 import pathlib
 import re
@@ -13,6 +14,8 @@ import time
 from support.settings import BIN, patience
 
 READY = "kvarnd ready"
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 BAD_LOG = re.compile(r"Sanitizer|runtime error:|[Aa]ssert|DEADLYSIGNAL|Segmentation")
 
 
@@ -49,6 +52,7 @@ class Daemon:
         return flags
 
     def _before_exec(self):
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a test that is killed leaves no daemon
         if self._limit is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit, self._limit))
         if self._umask is not None:

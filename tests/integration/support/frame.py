@@ -1,7 +1,9 @@
 """Frames as bytes, and the messages of proto/kvarnd.proto as Python classes."""
+import atexit
 import ctypes
 import importlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,6 +25,7 @@ def _load_messages():
     folder = os.environ.get("KVARN_PB_DIR")
     if folder is None:
         folder = tempfile.mkdtemp(prefix="kvarnd-pb-")
+        atexit.register(shutil.rmtree, folder)
         subprocess.run(["protoc", f"--python_out={folder}", f"--proto_path={ROOT / 'proto'}",
                         "kvarnd.proto"], check=True, timeout=60)
     sys.path.insert(0, folder)
