@@ -104,7 +104,7 @@ def _encode_refined(tile):
         codes = _round(x, step, low)
         step, low = _least_squares(x, codes, weights)
     step, low = step * row, low * row
-    for i in range(2):
+    for i in range(3):
         if i > 0:
             x = tile / col
             codes = _round(x, step, low)

@@ -67,7 +67,9 @@ def _reference(plane: NDArray, bits: int, is_balanced: bool = True) -> tuple[NDA
     return _round(x, step, low, top), row * step, row * low, col
 
 
-def _fit(x: NDArray, weights: NDArray, step: NDArray, low: NDArray) -> tuple[NDArray, NDArray]:
+def _fit(
+    x: NDArray, weights: NDArray, step: NDArray, low: NDArray
+) -> tuple[NDArray, NDArray, NDArray]:
     """Quantise on the old levels, then the weighted fit x ~ codes * step + low of each row."""
     codes, total = _round(x, step, low), weights.sum(1, keepdims=True)
     mean_c = (weights * codes).sum(1, keepdims=True) / total
@@ -76,23 +78,26 @@ def _fit(x: NDArray, weights: NDArray, step: NDArray, low: NDArray) -> tuple[NDA
     cov = (weights * (codes - mean_c) * (x - mean_x)).sum(1, keepdims=True)
     good = (var > 1e-9) & (cov > 0)
     step = np.maximum(np.where(good, cov / np.maximum(var, F(1e-9)), STEP_MIN), STEP_MIN)
-    return step, mean_x - step * mean_c
+    return codes, step, mean_x - step * mean_c
 
 
 def _refined(plane: NDArray) -> tuple[NDArray, ...]:
     """FORMAT.md 7.3."""
-    x, col, row = _balance(plane)
+    zero = np.zeros((1, 1), F)
+    col = np.exp(_add_log_std(zero, plane, 0))
+    row = np.exp(_add_log_std(zero, plane / col, 1))
+    x = plane / col / row
     mean = x.mean(1, keepdims=True)
     step = np.maximum(F(0.996) * _std(x, 1), STEP_MIN)
     low = mean - F(1.5) * step
     weights = np.maximum(np.abs(x - mean), F(0.1))
-    for i in range(6):
-        step, low = _fit(x, weights if i >= 4 else np.ones_like(x), step, low)
+    for _ in range(2):
+        codes, step, low = _fit(x, weights, step, low)
     step, low = step * row, low * row
-    for _ in range(3):
-        x = plane / col
-        step, low = _fit(x, weights * col * col, step, low)
-        y = _round(x, step, low) * step + low
+    for again in range(3):
+        if again:
+            codes, step, low = _fit(plane / col, weights, step, low)
+        y = codes * step + low
         num = (weights * plane * y).sum(0, keepdims=True)
         den = (weights * y * y).sum(0, keepdims=True)
         col = np.where((den > 1e-12) & (num > 0), num / np.maximum(den, F(1e-12)), col).astype(F)
