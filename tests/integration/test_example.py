@@ -24,3 +24,9 @@ def test_example_prints_what_its_comment_says(daemon, conn, transport):
 def test_example_without_a_daemon_fails(tmp_path):
     done = run_example(f"unix:{tmp_path}/nobody")
     assert done.returncode == 1 and done.stdout == "" and done.stderr
+
+
+def test_readme_shows_this_program():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    source = (root / "tests/integration/example_client.c").read_text()
+    assert source in (root / "README.md").read_text()

@@ -26,3 +26,8 @@ def test_session_has_what_the_readme_names(name):
     import kvarn
     assert hasattr(kvarn.Session, name) or name in ("epoch",)
     assert hasattr(kvarn.AsyncSession, name) or name in ("epoch",)
+
+
+def test_the_projects_readme_shows_the_same_example():
+    example = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    assert example in (HERE.parents[2] / "README.md").read_text()
