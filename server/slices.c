@@ -72,6 +72,14 @@ void kvd_slices_add(struct kvd_slices *slices, struct kvd_slice *slice)
     arm(slices);
 }
 
+void kvd_slices_remove(struct kvd_slices *slices, struct kvd_slice *slice)
+{
+    if (slice->is_listed) {
+        TAILQ_REMOVE(&slices->list, slice, link);
+        slice->is_listed = false;
+    }
+}
+
 void kvd_slices_begin(struct kvd_slices *slices)
 {
     uint64_t now = now_ns(slices);

@@ -43,6 +43,9 @@ void kvd_slices_fini(struct kvd_slices *slices);
 /* Run it in a later turn, after those listed before. Not while it is listed. */
 void kvd_slices_add(struct kvd_slices *slices, struct kvd_slice *slice);
 
+/* Take it off the list, wherever it stands; nothing if it is not listed. */
+void kvd_slices_remove(struct kvd_slices *slices, struct kvd_slice *slice);
+
 /*
  * Say that steps begin. When the turn began is not known: what begins less than 20 us after the
  * last step belongs to the same turn, and shares its 100 us.

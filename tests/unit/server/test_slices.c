@@ -140,10 +140,28 @@ static void test_fini_runs_what_is_listed(void **state)
     assert_null(none.timer);
 }
 
+static void test_removed_work_does_not_run(void **state)
+{
+    struct fixture fx;
+    (void)state;
+
+    fixture_init(&fx);
+    struct work a = work_of(&fx, 'a', 1), b = work_of(&fx, 'b', 1);
+    kvd_slices_add(&fx.slices, &a.slice);
+    kvd_slices_add(&fx.slices, &b.slice);
+    kvd_slices_remove(&fx.slices, &a.slice);
+    assert_false(a.slice.is_listed);
+    kvd_slices_remove(&fx.slices, &a.slice); /* it is not there: nothing happens */
+    kvd_io_fake_settle(fx.fake);
+    assert_string_equal(order, "b");
+    fixture_fini(&fx);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_slices_take_turns_in_order),
     cmocka_unit_test(test_s18_a_turn_has_its_share),
     cmocka_unit_test(test_s18_steps_close_together_share_a_turn),
+    cmocka_unit_test(test_removed_work_does_not_run),
     cmocka_unit_test(test_fini_runs_what_is_listed),
 };
 
