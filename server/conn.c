@@ -44,6 +44,7 @@ void kvd_conn_accept(void *ctx, struct kvd_stream *stream, const struct kvd_peer
     conn->peer = *peer;
     conn->opened_ns = io->ops->now_ns(io);
     conn->active_ns = conn->opened_ns;
+    conn->slice.run = kvd_conn_slice_run;
     TAILQ_INIT(&conn->requests);
     STAILQ_INIT(&conn->writer.queue);
     LIST_INSERT_HEAD(&service->conns, conn, link);
@@ -80,6 +81,7 @@ void kvd_conn_close(struct kvd_conn *conn, const char *reason)
     kvd_log(KVD_LOG_DEBUG, "conn_closed", "peer=%s reason=%s unanswered=%" PRIu32, conn->peer.text,
         reason, conn->request_count);
     kvd_conn_reader_fini(conn);
+    kvd_slices_remove(&conn->service->sessions.slices, &conn->slice);
     while ((request = TAILQ_FIRST(&conn->requests)) != NULL) {
         kvd_conn_request_done(conn, request);
     }

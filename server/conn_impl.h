@@ -34,9 +34,10 @@ struct kvd_conn_reader {
     uint64_t started_ns;         /* first byte of the frame; 0: between frames */
     uint64_t payload_bytes;      /* that the frame's header announced; 0 before it is there */
     XXH3_state_t *hash;          /* owned: of the payload; NULL until the first payload */
-    /* Bytes that had been read when there was too much output: to be parsed before others. */
+    /* Bytes read when there was too much output or no time left: to be parsed before others. */
     uint8_t *held; /* owned; NULL: none */
     size_t held_at, held_bytes;
+    bool is_full; /* they wait for output to go down to half; else for their turn */
 };
 
 /* A packed reply on its way out. */
@@ -47,6 +48,7 @@ struct kvd_outgoing {
     struct kvd_reply_payload payload; /* released when sent */
     uint64_t trailer;                 /* little-endian XXH3-64 of the payload */
     bool has_trailer;
+    bool is_charged; /* this struct and head; else they count in uncharged_bytes */
     uint64_t total_bytes;
 };
 STAILQ_HEAD(kvd_outgoing_queue, kvd_outgoing);
@@ -57,9 +59,10 @@ struct kvd_conn_writer {
     struct kvd_outgoing *at; /* first entry with parts not handed to the stream; NULL: none */
     unsigned part_idx;       /* of `at`: 0 head, then its bufs, then the trailer */
     uint64_t queued_bytes;
-    uint64_t writing_bytes; /* in the write in flight; 0: none */
-    uint64_t left_bytes;    /* of it, when progress was last seen */
-    uint64_t progress_ns;   /* when bytes were last taken */
+    uint64_t uncharged_bytes; /* of it, for which the budget had no room */
+    uint64_t writing_bytes;   /* in the write in flight; 0: none */
+    uint64_t left_bytes;      /* of it, when progress was last seen */
+    uint64_t progress_ns;     /* when bytes were last taken */
 };
 
 struct kvd_handle_slot {
@@ -87,6 +90,7 @@ struct kvd_conn {
     struct kvd_conn_reader reader;
     struct kvd_conn_writer writer;
     struct kvd_handle_table handles;
+    struct kvd_slice slice; /* listed while held bytes wait for their turn */
     uint64_t opened_ns;
     uint64_t active_ns; /* last time a request arrived or was answered */
     bool is_ready;      /* Hello succeeded */
@@ -104,8 +108,11 @@ extern const struct kvd_stream_handler kvd_conn_stream_handler;
 /* Drop the frame being received. */
 void kvd_conn_reader_fini(struct kvd_conn *conn);
 
-/* Parse what was held back, unless there is too much output still. */
+/* Parse what was held back, for a turn's time, unless there is too much output still. */
 void kvd_conn_resume(struct kvd_conn *conn);
+
+/* `slice` of a connection: go on with what was held back. */
+void kvd_conn_slice_run(struct kvd_slice *slice);
 
 /* Free what was held back. */
 void kvd_conn_held_fini(struct kvd_conn *conn);

@@ -11,6 +11,9 @@
 /* One write takes at most about this much, so that pages are let go of as the peer reads. */
 #define WRITE_BYTES_MAX (4u << 20)
 
+/* What of a connection's replies may wait without a charge: a full daemon still says NO_SPACE. */
+#define UNCHARGED_BYTES_MAX (64u << 10)
+
 /* The next part of an outgoing reply; false behind its last. */
 static bool part_at(const struct kvd_outgoing *out, unsigned part_idx, struct kvd_buf *ret)
 {
@@ -51,10 +54,41 @@ static unsigned parts_gather(struct kvd_conn_writer *writer, struct kvd_buf *buf
     return count;
 }
 
-static void outgoing_destroy(struct kvd_conn_writer *writer, struct kvd_outgoing *out)
+static size_t outgoing_bytes(const struct kvd_outgoing *out)
 {
+    return sizeof(*out) + out->head_bytes;
+}
+
+/* Charge the entry and its message; payload was charged by whoever made it. False: no room. */
+static bool outgoing_charge(struct kvd_conn *conn, struct kvd_outgoing *out)
+{
+    struct kvd_conn_writer *writer = &conn->writer;
+    size_t bytes = outgoing_bytes(out);
+
+    out->is_charged = kvd_budget_charge(&conn->service->budget, KVD_BUDGET_REPLIES, bytes) == 0;
+    if (out->is_charged) {
+        return true;
+    }
+    if (writer->uncharged_bytes + bytes > UNCHARGED_BYTES_MAX) {
+        return false;
+    }
+    writer->uncharged_bytes += bytes;
+    return true;
+}
+
+static void outgoing_destroy(struct kvd_conn *conn, struct kvd_outgoing *out)
+{
+    struct kvd_conn_writer *writer = &conn->writer;
+    size_t bytes = outgoing_bytes(out);
+
     KVARN_ASSERT(writer->queued_bytes >= out->total_bytes);
     writer->queued_bytes -= out->total_bytes;
+    if (out->is_charged) {
+        kvd_budget_release(&conn->service->budget, KVD_BUDGET_REPLIES, bytes);
+    } else {
+        KVARN_ASSERT(writer->uncharged_bytes >= bytes);
+        writer->uncharged_bytes -= bytes;
+    }
     if (out->payload.release_cb != NULL) {
         out->payload.release_cb(out->payload.ctx);
     }
@@ -63,8 +97,9 @@ static void outgoing_destroy(struct kvd_conn_writer *writer, struct kvd_outgoing
 }
 
 /* Free the replies of which every part has been sent. */
-static void sent_release(struct kvd_conn_writer *writer)
+static void sent_release(struct kvd_conn *conn)
 {
+    struct kvd_conn_writer *writer = &conn->writer;
     struct kvd_outgoing *out;
     struct kvd_buf part;
 
@@ -77,7 +112,7 @@ static void sent_release(struct kvd_conn_writer *writer)
             writer->part_idx = 0;
         }
         STAILQ_REMOVE_HEAD(&writer->queue, link);
-        outgoing_destroy(writer, out);
+        outgoing_destroy(conn, out);
     }
 }
 
@@ -99,7 +134,7 @@ static void written_cb(void *ctx, int err)
         kvd_conn_close(conn, "write failed");
         return;
     }
-    sent_release(writer);
+    sent_release(conn);
     kvd_conn_resume(conn);
     if (conn->is_closing) {
         return;
@@ -120,6 +155,7 @@ void kvd_conn_flush(struct kvd_conn *conn)
     }
     unsigned count = parts_gather(writer, bufs);
     if (count == 0) {
+        sent_release(conn); /* empty parts were all that was left: no write will come for them */
         return;
     }
     writer->left_bytes = writer->writing_bytes;
@@ -133,7 +169,11 @@ void kvd_conn_send(struct kvd_conn *conn, void *head, size_t head_bytes,
     struct kvd_conn_writer *writer = &conn->writer;
     struct kvd_outgoing *out = conn->is_closing ? NULL : calloc(1, sizeof(*out));
 
-    if (out == NULL) {
+    if (out != NULL) {
+        out->head_bytes = head_bytes;
+    }
+    if (out == NULL || !outgoing_charge(conn, out)) {
+        free(out);
         free(head);
         if (payload->release_cb != NULL) {
             payload->release_cb(payload->ctx);
@@ -142,7 +182,6 @@ void kvd_conn_send(struct kvd_conn *conn, void *head, size_t head_bytes,
         return;
     }
     out->head = head;
-    out->head_bytes = head_bytes;
     out->payload = *payload;
     out->has_trailer = trailer != NULL;
     out->trailer = trailer == NULL ? 0 : *trailer;
@@ -167,8 +206,8 @@ void kvd_conn_writer_fini(struct kvd_conn *conn)
 
     while ((out = STAILQ_FIRST(&writer->queue)) != NULL) {
         STAILQ_REMOVE_HEAD(&writer->queue, link);
-        outgoing_destroy(writer, out);
+        outgoing_destroy(conn, out);
     }
     writer->at = NULL;
-    KVARN_ASSERT(writer->queued_bytes == 0);
+    KVARN_ASSERT(writer->queued_bytes == 0 && writer->uncharged_bytes == 0);
 }

@@ -58,6 +58,28 @@ def test_slow_reader_is_bounded_and_closed(start, connect, transport):
     session.read(0, 1024)
 
 
+def test_small_replies_that_are_not_read_are_within_the_limit(start, connect):
+    """Pings cost nothing, their answers do: what is queued counts, and has an end."""
+    daemon = start("--memory-limit", "16MiB", "--write-timeout", "60000")
+    other = connect(daemon)
+    slow = connect(daemon)
+    slow.sock.setblocking(False)
+    batch = b"".join(frame(pb.Ping(), i) for i in range(2000))
+    at, end = 0, time.monotonic() + patience(20)
+    while not hung_up(slow.sock, 0.01):
+        assert time.monotonic() < end
+        try:
+            while True:
+                at = (at + slow.sock.send(batch[at:])) % len(batch)
+        except BlockingIOError:
+            continue
+        except (BrokenPipeError, ConnectionResetError):
+            break
+    while other.ask(pb.Ping()).code == "NO_SPACE":  # within the turn that closes it
+        assert time.monotonic() < end
+    until(other, lambda c: c["connections_open"] == 1 and c["memory_reply_bytes"] == 0)
+
+
 @pytest.mark.deadline(90)
 def test_slow_reader_that_does_read_is_kept(start, connect):
     """The deadline is for a peer that takes nothing, not for one that is slow."""
