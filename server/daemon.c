@@ -4,8 +4,8 @@
  * Owner: main. Thread: loop only.
  *
  * Stopping: the first signal closes the listeners and answers new requests with SHUTTING_DOWN; when
- * nothing is in flight, or drain_timeout has passed, connections close once their replies are sent;
- * when none is left the loop stops. A second signal ends the process at once.
+ * nothing is in flight, connections close once their replies are sent; at drain_timeout they close
+ * as they are; when none is left the loop stops. A second signal ends the process at once.
  */
 #include "server/daemon.h"
 
@@ -47,7 +47,7 @@ struct kvd_daemon {
     struct kvd_listener *tcp_listener;  /* owned */
     struct kvd_timer *drain_timer;      /* owned */
     enum drain_phase phase;
-    uint64_t phase_end_ns;
+    uint64_t drain_end_ns; /* when connections close whatever they still wait for */
 };
 
 static uint64_t now_ns(const struct kvd_daemon *daemon)
@@ -67,31 +67,23 @@ static void listeners_close(struct kvd_daemon *daemon)
     }
 }
 
-static void phase_enter(struct kvd_daemon *daemon, enum drain_phase phase, uint64_t ms)
-{
-    daemon->phase = phase;
-    daemon->phase_end_ns = now_ns(daemon) + ms * 1000000;
-}
-
 static void drain_timer_cb(void *ctx)
 {
     struct kvd_daemon *daemon = ctx;
     struct kvd_service *service = &daemon->service;
-    bool is_late = now_ns(daemon) >= daemon->phase_end_ns;
+    bool is_late = now_ns(daemon) >= daemon->drain_end_ns;
 
     if (daemon->phase == DRAIN_REQUESTS && (is_late || kvd_service_is_idle(service))) {
         if (service->request_count > 0) {
             kvd_log(KVD_LOG_WARN, "drain_timeout", "unanswered=%" PRIu32, service->request_count);
-            kvd_conn_close_all(service, false);
-        } else {
-            kvd_conn_close_all(service, true);
         }
-        phase_enter(daemon, DRAIN_FLUSH, daemon->config->write_timeout);
+        kvd_conn_close_all(service, !is_late);
+        daemon->phase = DRAIN_FLUSH; /* until the same end: who stops us has no more patience */
         return;
     }
     if (daemon->phase == DRAIN_FLUSH && (is_late || service->conn_count == 0)) {
         kvd_conn_close_all(service, false);
-        phase_enter(daemon, DRAIN_JOBS, 0);
+        daemon->phase = DRAIN_JOBS;
         return;
     }
     /* Jobs that nobody waits for any more are short; they own memory that must be whole. */
@@ -114,7 +106,8 @@ static void signal_cb(void *ctx, int signum)
     kvd_sd_notify_stopping("finishing requests in flight");
     listeners_close(daemon);
     daemon->service.is_draining = true;
-    phase_enter(daemon, DRAIN_REQUESTS, daemon->config->drain_timeout);
+    daemon->phase = DRAIN_REQUESTS;
+    daemon->drain_end_ns = now_ns(daemon) + daemon->config->drain_timeout * 1000000;
     daemon->io->ops->timer_start(daemon->drain_timer, DRAIN_POLL_MS, DRAIN_POLL_MS);
 }
 

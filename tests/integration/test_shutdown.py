@@ -97,6 +97,21 @@ def test_replies_of_slow_readers_are_flushed(start, connect):
     assert daemon.wait() == 0
 
 
+def test_drain_timeout_ends_the_wait_for_those_that_do_not_read(start, connect):
+    """The service manager waits a little longer than drain_timeout, whatever write_timeout is."""
+    daemon = start("--memory-limit", "256MiB", "--drain-timeout", "500", "--write-timeout", "60000")
+    conn = connect(daemon)
+    session = Session(conn, SHAPE)
+    kv = tuple(np.ones((8, 2048, 64), np.float16) for _ in "kv")
+    session.append([kv], 0)
+    conn.send_all([session.read_request(0, 2048, dtype="f32") for _ in range(4)])
+    conn.recv_any()
+    began = time.monotonic()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert time.monotonic() - began < patience(5)
+
+
 def test_second_signal_is_immediate(start, connect):
     daemon = start("--workers", "1", env=slow_worker(60_000_000))
     conn = connect(daemon)
