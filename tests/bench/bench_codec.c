@@ -13,8 +13,8 @@
 #include "tests/bench/bench.h"
 #include "tests/support/npy_read.h"
 
-#define TILES 12 /* each recorded layer twice: how long an encoder iterates depends on the layer \
-                  */
+/* Each recorded layer twice: how long an encoder iterates depends on the layer. */
+#define TILES 12
 
 /* tests/data/kv: [KV head][token][head_dim]. */
 #define DATA_TOKENS 1024
