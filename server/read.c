@@ -46,7 +46,7 @@ struct kvd_read {
     uint64_t epoch;
     uint64_t bytes;           /* of the reply */
     struct read_reply *reply; /* owned until it is handed over */
-    size_t charged_bytes;     /* of units, jobs and scratch */
+    size_t charged_bytes;     /* of this struct, then of units, jobs and scratch too */
     uint32_t unit_count, unit_room;
     uint32_t job_count, job_room;
     uint32_t jobs_left;
@@ -423,7 +423,7 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
         kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, bytes);
         return kvd_fail(why, KVARN_ENOMEM, "the read needs %zu bytes", bytes);
     }
-    read->charged_bytes = bytes;
+    read->charged_bytes += bytes;
     read->units = (void *)memory;
     read->jobs = (void *)(memory + units);
     read->scratch = is_inline ? memory + units + jobs : NULL;
@@ -487,13 +487,23 @@ int kvd_read_start(
     struct kvd_service *service, const struct kvd_read_args *args, struct kvd_read **ret)
 {
     struct kvd_read *read = NULL;
+    size_t bytes = sizeof(*read) + args->layer_count * RUNS_PER_LAYER_MAX * sizeof(read->runs[0]);
 
     KVARN_ASSERT(args->layer_count > 0 && args->first <= args->last);
-    read =
-        calloc(1, sizeof(*read) + args->layer_count * RUNS_PER_LAYER_MAX * sizeof(read->runs[0]));
+    /* 48 KiB with 512 layers: of reads that wait there may be a connection's whole credit. */
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
+        struct kvd_failure why = {0};
+        *ret = NULL;
+        (void)!kvd_session_fail_space(service, bytes, &why);
+        args->done_cb(args->ctx, &why, NULL);
+        return 0;
+    }
+    read = calloc(1, bytes);
     if (read == NULL) {
+        kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, bytes);
         return KVARN_ENOMEM;
     }
+    read->charged_bytes = bytes;
     read->op.admit_cb = read_admit_cb;
     read->op.layer_first = args->layer_first;
     read->op.layer_count = args->layer_count;

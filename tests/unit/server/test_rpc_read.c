@@ -9,6 +9,7 @@
 
 #include "lib/base/limits.h"
 #include "server/conn.h"
+#include "server/read.h"
 #include "tests/unit/server/rpc_rig.h"
 
 static Kvarnd__ReadBlocks read_message(const struct rpc_session *session, uint32_t layer_first,
@@ -594,6 +595,28 @@ static void test_s17_waiting_read_ends(void **state)
     }
 }
 
+/* What waits is charged, so that many reads that wait stay within the limit. */
+static void test_waiting_read_is_charged(void **state)
+{
+    const struct kvd_budget *budget;
+    struct rpc_rig rig;
+
+    (void)state;
+    rpc_rig_init(&rig, &(struct kvt_host_options){0}, &rpc_shape_large);
+    struct rpc_session session = rpc_open(&rig, "s", 0);
+    budget = &rig.host.service.budget;
+    (void)send_rows(&rig, &session, 0, 300);
+    Kvarnd__ReadBlocks message = read_message(&session, 0, 1, 0, 300);
+    uint64_t before = budget->kind_bytes[KVD_BUDGET_REPLIES];
+    uint64_t id = kvt_peer_send(&rig.peer, KVARN_FRAME_READ_BLOCKS, &message.base, NULL, 0);
+    assert_true(budget->kind_bytes[KVD_BUDGET_REPLIES] >= before + 3 * sizeof(struct kvd_read_run));
+    kvt_host_settle(&rig.host);
+    struct kvt_answer answer = answer_find(&rig, id);
+    assert_int_equal(answer.err, 0);
+    kvt_answer_fini(&answer);
+    rpc_rig_fini(&rig);
+}
+
 /* One read cut into jobs gives the bits that many small ones on the loop give. */
 static void test_s03_large_read_equals_small_ones(void **state)
 {
@@ -652,6 +675,7 @@ int main(void)
         cmocka_unit_test(test_empty_range_has_no_runs),
         cmocka_unit_test(test_reply_above_the_limit_is_too_large),
         cmocka_unit_test(test_reply_without_memory_is_refused),
+        cmocka_unit_test(test_waiting_read_is_charged),
         cmocka_unit_test(test_s14_page_that_changed_is_a_miss),
         cmocka_unit_test(test_s03_read_waits_for_the_seals_that_are_due),
         cmocka_unit_test(test_s16_read_is_a_snapshot),
