@@ -326,10 +326,9 @@ static size_t message_take(struct kvd_conn *conn, const uint8_t *data, size_t by
         return message_bytes;
     }
     if (reader->message == NULL) {
-        reader->message = kvarn_wire_alloc_take(&reader->request->alloc, message_bytes);
+        struct kvd_failure why = {0};
+        reader->message = kvd_request_message_room(reader->request, &why);
         if (reader->message == NULL) {
-            struct kvd_failure why = {0};
-            kvd_fail(&why, KVARN_ENOMEM, "the message needs %zu bytes", message_bytes);
             request_refuse(conn, frame_rest(&reader->request->header), &why);
             return 0;
         }

@@ -66,6 +66,23 @@ void kvd_request_destroy(struct kvd_request *request)
     free(request);
 }
 
+void *kvd_request_message_room(struct kvd_request *request, struct kvd_failure *why)
+{
+    struct kvd_service *service = request->service;
+    size_t bytes = request->header.message_bytes;
+
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_CONNS, bytes) != 0) {
+        (void)!kvd_session_fail_space(service, bytes, why);
+        return NULL;
+    }
+    request->charged_bytes += bytes;
+    void *room = kvarn_wire_alloc_take(&request->alloc, bytes);
+    if (room == NULL) {
+        kvd_fail(why, KVARN_ENOMEM, "the message needs %zu bytes", bytes);
+    }
+    return room;
+}
+
 /* deadline_ms of whatever message this is. */
 static void deadline_find(struct kvd_request *request, const struct kvd_method *method)
 {
@@ -93,7 +110,8 @@ int kvd_request_unpack(struct kvd_request *request, const void *message, struct 
             request->header.message_bytes, method->request_descriptor->short_name);
     }
     /* The allocator's own limit bounded it; from here on the daemon's limit knows of it too. */
-    size_t bytes = request->alloc.used_bytes;
+    KVARN_ASSERT(request->alloc.used_bytes >= request->charged_bytes - sizeof(*request));
+    size_t bytes = request->alloc.used_bytes - (request->charged_bytes - sizeof(*request));
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_CONNS, bytes) != 0) {
         return kvd_session_fail_space(service, bytes, why);
     }

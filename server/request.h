@@ -58,6 +58,9 @@ struct kvd_reply_payload {
 struct kvd_request *kvd_request_create(
     struct kvd_conn *conn, const struct kvarn_frame_header *header, struct kvd_failure *why);
 
+/* Room for a message that comes in pieces: charged, and the request's. NULL: `why` says so. */
+void *kvd_request_message_room(struct kvd_request *request, struct kvd_failure *why);
+
 /*
  * The message has come: unpack it, find out its deadline. Returns 0; KVARN_EPROTOCOL when the bytes
  * are no such message; KVARN_ENOSPC.

@@ -163,6 +163,33 @@ static void test_queued_replies_are_charged(void **state)
     assert_int_equal(budget->kind_bytes[KVD_BUDGET_REPLIES], before);
 }
 
+/* A message that comes in pieces is memory of the daemon before it is whole. */
+static void test_half_a_message_is_charged(void **state)
+{
+    enum { MESSAGE_BYTES = 60000 };
+    struct env *env = *state;
+    const struct kvd_budget *budget = &service_of(env)->budget;
+    struct kvarn_frame_header header = {.version = KVARN_FRAME_VERSION,
+        .type = KVARN_FRAME_PING,
+        .request_id = 1,
+        .message_bytes = MESSAGE_BYTES};
+    struct kvt_peer *peer = &env->rig.peer;
+    size_t piece = KVARN_FRAME_HEADER_BYTES + 10;
+    struct kvt_answer answer;
+    uint64_t before = budget->kind_bytes[KVD_BUDGET_CONNS];
+
+    kvarn_frame_encode(&header, env->bytes); /* and zeros: no message */
+    assert_int_equal(kvd_fake_peer_send(peer->far, env->bytes, piece), piece);
+    assert_true(budget->kind_bytes[KVD_BUDGET_CONNS] >= before + MESSAGE_BYTES);
+    size_t rest = KVARN_FRAME_HEADER_BYTES + MESSAGE_BYTES - piece;
+    assert_int_equal(kvd_fake_peer_send(peer->far, env->bytes + piece, rest), rest);
+    kvt_host_settle(&env->rig.host);
+    assert_true(kvt_peer_take(peer, &answer));
+    assert_int_equal(answer.err, KVARN_EPROTOCOL);
+    kvt_answer_fini(&answer);
+    assert_int_equal(budget->kind_bytes[KVD_BUDGET_CONNS], before);
+}
+
 /* Leave `left` bytes of the limit. */
 static void memory_leave(struct env *env, uint64_t left)
 {
@@ -275,6 +302,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_empty_payload_behind_a_full_write_is_let_go_of),
         T(test_queued_replies_are_charged),
+        T(test_half_a_message_is_charged),
         T(test_replies_beyond_the_limit_are_few),
         T(test_s18_pipelined_requests_share_the_loop),
         T(test_s18_a_turn_serves_a_turns_worth),
