@@ -66,7 +66,7 @@ int kvd_rpc_append_attend_payload(
 {
     const Kvarnd__AppendAttend *message = (const void *)request->message;
     const struct kvd_session *sessions[KVARN_BATCH_ITEMS_MAX];
-    uint64_t bytes = 0; /* <= 1024 items of < 2^50 bytes */
+    uint64_t bytes = 0; /* <= 1024 items of < 2^53 bytes */
     int err = message_check(message, why);
 
     for (uint32_t i = 0; err == 0 && i < message->n_items; i++) {
