@@ -13,6 +13,7 @@
 
 #include "lib/base/assert.h"
 #include "server/append_plan.h"
+#include "server/cache_line.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -461,11 +462,6 @@ static void append_admit_cb(struct kvd_session_op *op)
     append_reserve(append);
 }
 
-static size_t round_64(size_t bytes)
-{
-    return (bytes + 63) & ~(size_t)63;
-}
-
 /* Sizes of an append. */
 struct append_room {
     uint32_t layers;
@@ -481,10 +477,10 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     const struct append_room *room, struct kvd_append **ret, struct kvd_failure *why)
 {
     uint64_t job_room = room->src_bytes / JOB_BYTES_MIN + 1;
-    size_t head = round_64(sizeof(struct kvd_append));
-    size_t layers = round_64(room->layers * sizeof(struct kvd_append_layer));
-    size_t units = round_64(room->units * sizeof(struct kvd_append_unit));
-    size_t bytes = head + layers + units + round_64(job_room * sizeof(struct append_job));
+    size_t head = kvd_round_64(sizeof(struct kvd_append));
+    size_t layers = kvd_round_64(room->layers * sizeof(struct kvd_append_layer));
+    size_t units = kvd_round_64(room->units * sizeof(struct kvd_append_unit));
+    size_t bytes = head + layers + units + kvd_round_64(job_room * sizeof(struct append_job));
 
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, bytes) != 0) {
         return kvd_session_fail_space(service, bytes, why);

@@ -17,6 +17,7 @@
 #include "kvarn/attention.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/cache_line.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -124,11 +125,6 @@ static struct kvarn_attention_params column_params(
         .accuracy = args->accuracy};
 }
 
-static size_t round_64(size_t bytes)
-{
-    return (bytes + 63) & ~(size_t)63;
-}
-
 /* Scratch of a job, walk or finish: rows of q (or out, and lse), then the kernel's own. */
 static size_t job_scratch_bytes(const struct attend *attend, uint32_t token_count)
 {
@@ -137,7 +133,7 @@ static size_t job_scratch_bytes(const struct attend *attend, uint32_t token_coun
     size_t rows = (size_t)attend->gqa * token_count;
     size_t dim = attend->ls->spec.k_dim > attend->ls->spec.v_dim ? attend->ls->spec.k_dim
                                                                  : attend->ls->spec.v_dim;
-    return round_64(rows * dim * sizeof(float)) + round_64(rows * sizeof(float)) +
+    return kvd_round_64(rows * dim * sizeof(float)) + kvd_round_64(rows * sizeof(float)) +
            kvarn_attention_scratch_floats(&params) * sizeof(float);
 }
 
@@ -210,7 +206,7 @@ static void piece_run(struct kvd_job *job, void *scratch)
     size_t rows = (size_t)attend->gqa * column->token_count;
     float *q = scratch;
     float *work =
-        (void *)((uint8_t *)scratch + round_64(rows * attend->ls->spec.k_dim * sizeof(float)));
+        (void *)((uint8_t *)scratch + kvd_round_64(rows * attend->ls->spec.k_dim * sizeof(float)));
     struct kvarn_attention_span spans[SPANS_MAX];
     uint64_t low, high;
 
@@ -275,7 +271,7 @@ static void column_run(struct kvd_job *job, void *scratch)
     size_t tokens = column->token_count;
     float *out = scratch;
     float *lse =
-        (void *)((uint8_t *)scratch + round_64(attend->gqa * tokens * dim * sizeof(float)));
+        (void *)((uint8_t *)scratch + kvd_round_64(attend->gqa * tokens * dim * sizeof(float)));
     const struct piece *pieces =
         &attend->pieces[(size_t)(column - attend->columns) * attend->run_count];
 
@@ -492,15 +488,15 @@ static struct attend *attend_create(
     const struct attend *plan, bool on_loop, struct kvd_failure *why)
 {
     struct kvd_service *service = plan->service;
-    size_t pages = round_64((plan->block_last - plan->block_first) * sizeof(void *));
-    size_t pieces = round_64(plan->piece_count * sizeof(struct piece));
-    size_t columns = round_64(plan->column_count * sizeof(struct column));
+    size_t pages = kvd_round_64((plan->block_last - plan->block_first) * sizeof(void *));
+    size_t pieces = kvd_round_64(plan->piece_count * sizeof(struct piece));
+    size_t columns = kvd_round_64(plan->column_count * sizeof(struct column));
     struct column all = {.token_count = plan->args.q_tokens};
     struct kvarn_attention_params params = column_params(plan, &all);
-    size_t partials = round_64(kvarn_attention_partial_floats(&params) * plan->ls->kv_heads *
-                               plan->run_count * sizeof(float));
-    size_t scratch = on_loop ? round_64(job_scratch_bytes(plan, chunk_tokens(plan))) : 0;
-    size_t head = round_64(sizeof(struct attend));
+    size_t partials = kvd_round_64(kvarn_attention_partial_floats(&params) * plan->ls->kv_heads *
+                                   plan->run_count * sizeof(float));
+    size_t scratch = on_loop ? kvd_round_64(job_scratch_bytes(plan, chunk_tokens(plan))) : 0;
+    size_t head = kvd_round_64(sizeof(struct attend));
     size_t bytes = head + pages + pieces + columns + partials + scratch;
 
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {

@@ -19,24 +19,6 @@
  */
 #define ITEM_TEXTS_MAX 64
 
-/* Room of a reply's payload: outs, then lses. Lives until the kernel took the bytes. */
-struct kvd_attend_reply {
-    struct kvd_service *service; /* borrowed */
-    struct kvd_buf buf;
-    size_t charged_bytes;
-    uint8_t data[] __attribute__((aligned(64)));
-};
-
-static void reply_release(void *ctx)
-{
-    struct kvd_attend_reply *reply = ctx;
-    struct kvd_service *service = reply->service;
-    size_t charged_bytes = reply->charged_bytes;
-
-    free(reply);
-    kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, charged_bytes);
-}
-
 int kvd_attend_params_check(const Kvarnd__AttendParams *params, struct kvd_failure *why)
 {
     if (params->q_heads == 0 || params->q_heads > KVARN_Q_HEADS_MAX) {
@@ -125,9 +107,7 @@ void kvd_attend_batch_destroy(struct kvd_attend_batch *batch)
             kvd_session_unref(batch->items[i].session);
         }
     }
-    if (batch->reply != NULL) {
-        reply_release(batch->reply);
-    }
+    kvd_reply_buffer_destroy(batch->reply);
     free(batch);
     kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, charged_bytes);
 }
@@ -164,19 +144,7 @@ int kvd_attend_batch_reserve(struct kvd_attend_batch *batch, struct kvd_failure 
             service->config->payload_max);
     }
     kvd_request_expect_reply(batch->request, bytes);
-    size_t room = (sizeof(struct kvd_attend_reply) + (size_t)bytes + 63) & ~(size_t)63;
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, room) != 0) {
-        return kvd_session_fail_space(service, room, why);
-    }
-    batch->reply = aligned_alloc(64, room);
-    if (batch->reply == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, room);
-        return kvd_fail(why, KVARN_ENOMEM, "the reply needs %zu bytes", room);
-    }
-    batch->reply->service = service;
-    batch->reply->charged_bytes = room;
-    batch->reply->buf = (struct kvd_buf){.data = batch->reply->data, .bytes = (size_t)bytes};
-    return 0;
+    return kvd_reply_buffer_create(service, bytes, &batch->reply, why);
 }
 
 int kvd_attend_item_check(struct kvd_attend_item *item)
@@ -350,11 +318,7 @@ static void batch_answer(struct kvd_attend_batch *batch)
     message.status = &ok;
     message.n_items = count;
     message.items = replies;
-    struct kvd_reply_payload payload = {.bufs = &batch->reply->buf,
-        .buf_count = 1,
-        .bytes = batch->reply->buf.bytes,
-        .release_cb = reply_release,
-        .ctx = batch->reply};
+    struct kvd_reply_payload payload = kvd_reply_buffer_payload(batch->reply);
     batch->reply = NULL; /* the connection's now */
     kvd_request_reply(request, &message.base, &payload, err);
     kvd_attend_batch_destroy(batch);

@@ -8,7 +8,7 @@
 
 #include "server/append.h"
 #include "server/attend.h"
-#include "server/request.h"
+#include "server/reply_buffer.h"
 
 struct kvd_attend_batch;
 
@@ -38,7 +38,7 @@ struct kvd_attend_batch {
     uint32_t parts_left; /* items, appends and the handler itself */
     int cancel_err;
     size_t charged_bytes;
-    struct kvd_attend_reply *reply; /* owned until it is sent */
+    struct kvd_reply_buffer *reply; /* owned until it is sent: outs, then lses */
     struct kvd_attend_item items[];
 };
 

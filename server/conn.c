@@ -196,15 +196,12 @@ static void requests_expire(struct kvd_conn *conn, uint64_t now_ns)
     struct kvd_request *request = TAILQ_FIRST(&conn->requests);
 
     while (request != NULL) {
-        if (request->deadline_ns == 0 || now_ns < request->deadline_ns ||
-            request->cancel_cb == NULL) {
-            request = TAILQ_NEXT(request, link);
-            continue;
+        struct kvd_request *next = TAILQ_NEXT(request, link);
+        if (request->deadline_ns != 0 && now_ns >= request->deadline_ns &&
+            kvd_request_cancel(request, KVARN_EDEADLINE)) {
+            next = TAILQ_FIRST(&conn->requests); /* ends, for each is cancelled once */
         }
-        void (*cancel_cb)(struct kvd_request *, int) = request->cancel_cb;
-        request->cancel_cb = NULL; /* which also ends this loop */
-        cancel_cb(request, KVARN_EDEADLINE);
-        request = TAILQ_FIRST(&conn->requests);
+        request = next;
     }
 }
 

@@ -10,9 +10,6 @@
 
 #include "server/conn.h"
 
-/* Bytes of service->read_buffer: what one read takes at most while frames are small. */
-#define KVD_READ_BUFFER_BYTES (64 * 1024)
-
 enum kvd_read_state {
     KVD_READ_HEADER,
     KVD_READ_MESSAGE,

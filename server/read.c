@@ -10,6 +10,8 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/cache_line.h"
+#include "server/reply_buffer.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -30,23 +32,15 @@ struct read_job {
     struct kvd_read_fault fault;
 };
 
-/* The reply's payload. Lives until the kernel took the bytes. */
-struct read_reply {
-    struct kvd_service *service; /* borrowed */
-    struct kvd_buf buf;
-    size_t charged_bytes;
-    uint8_t data[] __attribute__((aligned(64)));
-};
-
 struct kvd_read {
     struct kvd_session_op op; /* first: the queue's handle */
     struct kvd_service *service;
     struct kvd_session *session; /* ref */
     struct kvd_read_args args;
     uint64_t epoch;
-    uint64_t bytes;           /* of the reply */
-    struct read_reply *reply; /* owned until it is handed over */
-    size_t charged_bytes;     /* of this struct, then of units, jobs and scratch too */
+    uint64_t bytes;                 /* of the reply */
+    struct kvd_reply_buffer *reply; /* owned until it is handed over */
+    size_t charged_bytes;           /* of this struct, then of units, jobs and scratch too */
     uint32_t unit_count, unit_room;
     uint32_t job_count, job_room;
     uint32_t jobs_left;
@@ -57,16 +51,6 @@ struct kvd_read {
     struct kvd_read_run runs[]; /* room for RUNS_PER_LAYER_MAX a layer */
 };
 
-static void read_reply_release(void *ctx)
-{
-    struct read_reply *reply = ctx;
-    struct kvd_service *service = reply->service;
-    size_t charged_bytes = reply->charged_bytes;
-
-    free(reply);
-    kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, charged_bytes);
-}
-
 static void read_destroy(struct kvd_read *read)
 {
     for (uint32_t i = 0; i < read->unit_count; i++) {
@@ -74,9 +58,7 @@ static void read_destroy(struct kvd_read *read)
     }
     free(read->units);
     kvd_budget_release(&read->service->budget, KVD_BUDGET_REPLIES, read->charged_bytes);
-    if (read->reply != NULL) {
-        read_reply_release(read->reply);
-    }
+    kvd_reply_buffer_destroy(read->reply);
     kvd_session_unref(read->session);
     free(read);
 }
@@ -97,11 +79,7 @@ static void read_succeed(struct kvd_read *read)
         .runs = read->runs, .run_count = read->run_count, .epoch = read->epoch};
 
     if (read->reply != NULL) {
-        result.payload = (struct kvd_reply_payload){.bufs = &read->reply->buf,
-            .buf_count = 1,
-            .bytes = read->bytes,
-            .release_cb = read_reply_release,
-            .ctx = read->reply};
+        result.payload = kvd_reply_buffer_payload(read->reply);
         read->reply = NULL;
     }
     kvd_metrics_add(&read->service->metrics, KVD_METRIC_tokens_read,
@@ -338,31 +316,6 @@ static int read_plan(struct kvd_read *read, struct kvd_failure *why)
     return 0;
 }
 
-static size_t round_64(size_t bytes)
-{
-    return (bytes + 63) & ~(size_t)63;
-}
-
-static int reply_create(struct kvd_read *read, struct kvd_failure *why)
-{
-    struct kvd_service *service = read->service;
-    size_t room = round_64(sizeof(struct read_reply) + (size_t)read->bytes);
-
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, room) != 0) {
-        return kvd_session_fail_space(service, room, why);
-    }
-    struct read_reply *reply = aligned_alloc(64, room);
-    if (reply == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, room);
-        return kvd_fail(why, KVARN_ENOMEM, "the reply needs %zu bytes", room);
-    }
-    reply->service = service;
-    reply->charged_bytes = room;
-    reply->buf = (struct kvd_buf){.data = reply->data, .bytes = (size_t)read->bytes};
-    read->reply = reply;
-    return 0;
-}
-
 static uint64_t block_ns(
     const struct kvd_read *read, const struct kvd_read_run *run, uint64_t block)
 {
@@ -412,9 +365,9 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
     bool is_inline = ns <= INLINE_NS_MAX;
 
     read->job_room = is_inline ? 1 : (uint32_t)(ns / JOB_NS_MIN + 1);
-    size_t units = round_64(read->unit_room * sizeof(struct kvd_read_unit));
-    size_t jobs = round_64(read->job_room * sizeof(struct read_job));
-    size_t bytes = units + jobs + (is_inline ? round_64(scratch_bytes_max(read)) : 0);
+    size_t units = kvd_round_64(read->unit_room * sizeof(struct kvd_read_unit));
+    size_t jobs = kvd_round_64(read->job_room * sizeof(struct read_job));
+    size_t bytes = units + jobs + (is_inline ? kvd_round_64(scratch_bytes_max(read)) : 0);
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
         return kvd_session_fail_space(service, bytes, why);
     }
@@ -470,7 +423,7 @@ static void read_admit_cb(struct kvd_session_op *op)
         return;
     }
     if (err == 0) {
-        err = reply_create(read, &why);
+        err = kvd_reply_buffer_create(read->service, read->bytes, &read->reply, &why);
     }
     if (err == 0) {
         err = work_create(read, &why);

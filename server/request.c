@@ -14,6 +14,7 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/cache_line.h"
 #include "server/conn.h"
 #include "server/rpc.h"
 #include "server/session_blocks.h"
@@ -123,13 +124,13 @@ int kvd_request_unpack(struct kvd_request *request, const void *message, struct 
 int kvd_request_stage(struct kvd_request *request, struct kvd_failure *why)
 {
     struct kvd_service *service = request->service;
-    size_t room = ((size_t)request->header.payload_bytes + 63) / 64 * 64;
+    size_t room = kvd_round_64((size_t)request->header.payload_bytes);
 
     KVARN_ASSERT(request->payload == NULL && request->header.payload_bytes > 0);
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, room) != 0) {
         return kvd_session_fail_space(service, room, why);
     }
-    request->payload = aligned_alloc(64, room);
+    request->payload = aligned_alloc(KVD_CACHE_LINE_BYTES, room);
     if (request->payload == NULL) {
         kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, room);
         return kvd_fail(why, KVARN_ENOMEM, "the payload needs %zu bytes", room);
@@ -158,6 +159,18 @@ void kvd_request_start(struct kvd_request *request)
         return;
     }
     kvd_method_find(request->header.type)->start(request);
+}
+
+bool kvd_request_cancel(struct kvd_request *request, int err)
+{
+    void (*cancel_cb)(struct kvd_request *, int) = request->cancel_cb;
+
+    if (cancel_cb == NULL) {
+        return false;
+    }
+    request->cancel_cb = NULL;
+    cancel_cb(request, err); /* request may be gone now */
+    return true;
 }
 
 void kvd_request_expect_reply(struct kvd_request *request, uint64_t bytes)
@@ -226,11 +239,9 @@ static void reply_pack(
     KVARN_ASSERT(message_bytes <= KVARN_MESSAGE_BYTES_MAX);
     if (reply->has_trailer) {
         header.flags |= KVARN_FRAME_PAYLOAD_XXH3;
-    }
-    reply->head_bytes = KVARN_FRAME_HEADER_BYTES + message_bytes;
-    if (reply->has_trailer) {
         reply->hash = XXH3_createState();
     }
+    reply->head_bytes = KVARN_FRAME_HEADER_BYTES + message_bytes;
     if (!reply->has_trailer || reply->hash != NULL) {
         reply->head = head_pack(&header, message);
     }

@@ -81,6 +81,12 @@ void kvd_request_start(struct kvd_request *request);
  */
 void kvd_request_expect_reply(struct kvd_request *request, uint64_t bytes);
 
+/*
+ * Ask its handler to end it, for a deadline or a Cancel: at most once. False: nobody waits for
+ * that. The request may be gone afterwards.
+ */
+bool kvd_request_cancel(struct kvd_request *request, int err);
+
 /* Free a request that was not started. NULL ok. */
 void kvd_request_destroy(struct kvd_request *request);
 

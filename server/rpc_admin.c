@@ -151,11 +151,6 @@ void kvd_rpc_cancel(struct kvd_request *request)
 
     reply.status = &ok;
     reply.has_found = 1;
-    if (other != NULL && other != request && other->cancel_cb != NULL) {
-        void (*cancel_cb)(struct kvd_request *, int) = other->cancel_cb;
-        reply.found = 1;
-        other->cancel_cb = NULL;
-        cancel_cb(other, KVARN_ECANCELLED);
-    }
+    reply.found = other != NULL && other != request && kvd_request_cancel(other, KVARN_ECANCELLED);
     kvd_request_reply(request, &reply.base, NULL, 0);
 }

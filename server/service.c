@@ -12,7 +12,6 @@
 
 #include "lib/base/assert.h"
 #include "server/conn.h"
-#include "server/conn_impl.h"
 
 #define NS_PER_MS 1000000
 

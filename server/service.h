@@ -25,6 +25,9 @@
 #define KVD_TENANT_DEFAULT      1
 #define KVD_TENANT_DEFAULT_NAME "default"
 
+/* What one read takes at most while frames are small. */
+#define KVD_READ_BUFFER_BYTES (64 * 1024)
+
 LIST_HEAD(kvd_conn_list, kvd_conn);
 
 struct kvd_service {
