@@ -80,3 +80,10 @@ void kvarn__plane_encode_refined(const struct kvarn__plane *plane, struct kvarn_
     kernels->balance(plane, work);
     kernels->refine_plane(plane, work);
 }
+
+void kvarn__plane_round_aware(
+    const struct kvarn__plane *plane, const float *factor, struct kvarn__work *work)
+{
+    KVARN_ASSERT(plane->bits == 2);
+    kvarn__kernels_get()->diffuse_plane(factor, plane, work);
+}

@@ -5,6 +5,7 @@
 #ifndef KVARN_CODEC_PLANE_H
 #define KVARN_CODEC_PLANE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,5 +35,15 @@ void kvarn__plane_encode_unbalanced(const struct kvarn__plane *plane, struct kva
  * not finite or out of range: the caller checks.
  */
 void kvarn__plane_encode_refined(const struct kvarn__plane *plane, struct kvarn__work *work);
+
+/*
+ * Round a plane that was just encoded by refined again, under a metric: FORMAT.md, Encoder `aware`.
+ * Scales stay; other codes may be out of range: the caller checks.
+ */
+void kvarn__plane_round_aware(
+    const struct kvarn__plane *plane, const float *factor, struct kvarn__work *work);
+
+/* Whether a factor of [dim][dim] holds only what a metric's factor can hold. */
+bool kvarn__factor_is_valid(const float *factor, uint32_t dim);
 
 #endif

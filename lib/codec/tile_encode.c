@@ -36,17 +36,40 @@ static bool is_plane_valid(const struct kvarn__plane *plane)
     return kvarn__view_check(&view) == 0;
 }
 
-static enum kvarn_encoder plane_encode(
-    const struct kvarn__plane *plane, enum kvarn_encoder encoder, float *floats)
+/*
+ * Encode 2 bits by refined, and by aware where there is a factor. False: what came out cannot be
+ * served.
+ */
+static bool plane_encode_refined(const struct kvarn__plane *plane, const float *factor,
+    struct kvarn__work *work, enum kvarn_encoder *ret_used)
 {
+    kvarn__plane_encode_refined(plane, work);
+    if (!is_plane_valid(plane)) {
+        return false;
+    }
+    *ret_used = KVARN_ENCODER_REFINED;
+    if (factor != NULL) {
+        kvarn__plane_round_aware(plane, factor, work);
+        if (is_plane_valid(plane)) {
+            *ret_used = KVARN_ENCODER_AWARE;
+        } else {
+            kvarn__plane_encode_refined(plane, work);
+        }
+    }
+    return true;
+}
+
+/* `factor`: NULL but for aware. */
+static enum kvarn_encoder plane_encode(const struct kvarn__plane *plane, enum kvarn_encoder encoder,
+    const float *factor, float *floats)
+{
+    enum kvarn_encoder used = KVARN_ENCODER_REFERENCE;
     struct kvarn__work work;
 
     kvarn__work_init(&work, plane->rows, plane->cols, floats);
-    if (encoder != KVARN_ENCODER_REFERENCE && plane->bits == 2) {
-        kvarn__plane_encode_refined(plane, &work);
-        if (is_plane_valid(plane)) {
-            return KVARN_ENCODER_REFINED;
-        }
+    if (encoder != KVARN_ENCODER_REFERENCE && plane->bits == 2 &&
+        plane_encode_refined(plane, factor, &work, &used)) {
+        return used;
     }
     kvarn__plane_encode_reference(plane, &work);
     if (!is_plane_valid(plane)) {
@@ -56,7 +79,13 @@ static enum kvarn_encoder plane_encode(
     return KVARN_ENCODER_REFERENCE;
 }
 
-enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec, enum kvarn_encoder encoder,
+/* What K is encoded by. */
+struct how {
+    enum kvarn_encoder encoder;
+    const float *factor; /* borrowed; NULL: none */
+};
+
+static enum kvarn_encoder tile_encode(const struct kvarn_tile_spec *spec, struct how how,
     const float *k, const float *v, void *tile, void *scratch)
 {
     struct kvarn__layout at;
@@ -83,8 +112,24 @@ enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec, enum kv
         .scale = halves_at(bytes, at.v_scale),
         .zero = halves_at(bytes, at.v_zero),
         .other = halves_at(bytes, at.v_channel)};
-    enum kvarn_encoder used = plane_encode(&k_plane, encoder, floats);
-    (void)plane_encode(&v_plane, encoder, floats);
+    enum kvarn_encoder used = plane_encode(&k_plane, how.encoder, how.factor, floats);
+    (void)plane_encode(&v_plane, how.encoder, NULL, floats);
     memset(bytes + at.end, 0, kvarn_tile_bytes(spec) - at.end);
     return used;
+}
+
+enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec, enum kvarn_encoder encoder,
+    const float *k, const float *v, void *tile, void *scratch)
+{
+    return tile_encode(spec, (struct how){encoder, NULL}, k, v, tile, scratch);
+}
+
+enum kvarn_encoder kvarn_tile_encode_aware(const struct kvarn_tile_spec *spec,
+    const float *k_factor, const float *k, const float *v, void *tile, void *scratch)
+{
+    bool is_usable =
+        k_factor != NULL && spec->k_bits == 2 && kvarn__factor_is_valid(k_factor, spec->k_dim);
+    struct how how = {KVARN_ENCODER_AWARE, is_usable ? k_factor : NULL};
+
+    return tile_encode(spec, how, k, v, tile, scratch);
 }

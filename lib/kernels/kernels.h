@@ -19,6 +19,11 @@
  *                  values: codes, scale, zero, other. Spoils the rest of `work`
  *   balance        FORMAT.md 7.3: work->col and work->row by deviations, once
  *   refine_plane   FORMAT.md 7.3 from there on, right after `balance` of the same plane; 2 bits
+ *   diffuse_plane  FORMAT.md 7.4 from there on, right after `refine_plane` of the same plane, of
+ *                  whose output it keeps scale, zero and other and replaces the codes; 2 bits.
+ *                  plane.h has the factor's layout
+ *   metric_add     a[i][j] += sum over rows of q[row][i] * q[row][j], for j >= i, row after row;
+ *                  what is below the diagonal may be overwritten. dim is a multiple of 8
  *   pack, unpack   2 or 4 bits, little end first
  *   decode_rows, decode_rows_half         dst[rows][cols]: (code * scale + zero) * other
  *   decode_columns, decode_columns_half   the same as dst[cols][rows]

@@ -21,6 +21,27 @@
 #define KVARN__FIT_VAR_MIN 1e-9f
 #define KVARN__DEN_MIN     1e-12f
 
+/*
+ * Encoder `aware`: FORMAT.md 7.4. The factor [dim][dim] holds R, upper triangular with ones on the
+ * diagonal, in panels of KVARN__FACTOR_PANEL columns: panel p is [dim][KVARN__FACTOR_PANEL] and
+ * starts at p * KVARN__FACTOR_PANEL * dim. A kernel reads of a panel the rows above its end, in
+ * order. What is below the diagonal is 0.
+ */
+#define KVARN__FACTOR_PANEL 4
+
+/*
+ * No entry of a metric's factor is larger: the damped metric is at least the mean m of its diagonal
+ * and no diagonal value exceeds (dim + 1) m, so that |R| <= sqrt(dim + 1) < 23.
+ */
+#define KVARN__FACTOR_ABS_MAX 32.0f
+
+/* Where R[i][j] lies in a factor. */
+static inline size_t kvarn__factor_at(uint32_t dim, uint32_t i, uint32_t j)
+{
+    return (size_t)(j - j % KVARN__FACTOR_PANEL) * dim + (size_t)i * KVARN__FACTOR_PANEL +
+           j % KVARN__FACTOR_PANEL;
+}
+
 struct kvarn__plane {
     const float *values; /* borrowed, rotated, [rows][cols] */
     uint32_t rows, cols, bits;

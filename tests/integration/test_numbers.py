@@ -118,7 +118,7 @@ def test_read_in_every_form(conn, real, dtype, layout):
 
 
 def test_error_is_that_of_the_table(conn, real):
-    """FORMAT.md 7.4: k2v2 default, first and last block exact, mean over the layers; K and V of
+    """FORMAT.md 7.5: k2v2 default, first and last block exact, mean over the layers; K and V of
     the blocks that are sealed."""
     kv, queries = real
     session = Session(conn, REAL, seal_lag=128)

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kvarn/codec.h"
+#include "lib/base/assert.h"
 #include "lib/codec/plane.h"
 #include "tests/kernels/kcheck.h"
 
@@ -12,7 +14,7 @@ static void *at(const struct kck_buffer *buffer)
 }
 
 /* Slots. */
-enum { SRC = 0, CODES, SCALE, ZERO, OTHER };
+enum { SRC = 0, CODES, SCALE, ZERO, OTHER, FACTOR, METRIC };
 
 /* Numbers in a row. */
 
@@ -313,10 +315,11 @@ static void refine_run(const struct kvarn__kernels *kernels, struct kck *k, int 
     kernels->refine_plane(&plane, &work);
 }
 
-/* Squared error of what side's output decodes to, and the squares of the input. */
-static double plane_error(struct kck *k, int side, uint32_t bits, double *ret_power)
+/* What a side's output decodes to, and how far it is from the input. */
+static float plane_back[KVARN__ROW_MAX * KVARN__ROW_MAX];
+
+static void plane_errors(struct kck *k, int side, uint32_t bits, float *errors)
 {
-    static float back[KVARN__ROW_MAX * KVARN__ROW_MAX];
     struct kvarn__tile_view view = {.codes = at(&k->out[side][0]),
         .scale = at(&k->out[side][1]),
         .zero = at(&k->out[side][2]),
@@ -325,12 +328,23 @@ static double plane_error(struct kck *k, int side, uint32_t bits, double *ret_po
         .cols = k->shape.cols,
         .bits = bits};
     const float *x = at(&k->in[SRC]);
+
+    kvarn__kernels_of(KVARN__ISA_scalar)->decode_rows(&view, errors);
+    for (size_t i = 0; i < (size_t)k->shape.rows * k->shape.cols; i++) {
+        errors[i] -= x[i];
+    }
+}
+
+/* Squared error of what side's output decodes to, and the squares of the input. */
+static double plane_error(struct kck *k, int side, uint32_t bits, double *ret_power)
+{
+    const float *x = at(&k->in[SRC]);
     double error = 0;
 
-    kvarn__kernels_of(KVARN__ISA_scalar)->decode_rows(&view, back);
+    plane_errors(k, side, bits, plane_back);
     *ret_power = 0;
     for (size_t i = 0; i < (size_t)k->shape.rows * k->shape.cols; i++) {
-        double d = (double)back[i] - (double)x[i];
+        double d = (double)plane_back[i];
         error += d * d;
         *ret_power += (double)x[i] * (double)x[i];
     }
@@ -379,6 +393,137 @@ static bool round_agree(struct kck *k)
         }
     }
     return (double)differ <= fmax(4.0, k->tolerance * (double)count);
+}
+
+/* Query metrics. */
+
+#define METRIC_QUERIES 48
+
+/* A metric of queries some of whose channels are loud, as a model's are. */
+static float *metric_make(struct kck *k, uint32_t dim)
+{
+    static float a[KVARN__ROW_MAX * KVARN__ROW_MAX];
+    float q[KVARN__ROW_MAX];
+
+    memset(a, 0, (size_t)dim * dim * sizeof(float));
+    for (int i = 0; i < METRIC_QUERIES; i++) {
+        float common = (float)kvt_rng_normal(&k->rng);
+        for (uint32_t j = 0; j < dim; j++) {
+            float gain = j % 7 == 3 ? 4.0f : 0.5f;
+            q[j] = gain * (common + (float)kvt_rng_normal(&k->rng));
+        }
+        kvarn__kernels_of(KVARN__ISA_scalar)->metric_add(a, q, 1, dim);
+    }
+    return a;
+}
+
+/* Scales of scalar's refined for both sides: what is checked is the rounding. */
+static void diffuse_prepare(struct kck *k)
+{
+    static double scratch[KVARN__ROW_MAX * (KVARN__ROW_MAX + 1)];
+    const uint32_t rows = k->shape.rows;
+    const float *a = metric_make(k, rows);
+    float *factor = kck_in(k, FACTOR, (size_t)rows * rows, sizeof(float));
+    struct kvarn__plane plane;
+    struct kvarn__work work;
+
+    int err = kvarn_metric_factor(a, METRIC_QUERIES, rows, factor, scratch);
+    KVARN_ASSERT(err == 0);
+    memcpy(kck_in(k, METRIC, (size_t)rows * rows, sizeof(float)), a, k->in[FACTOR].bytes);
+    plane_prepare(k);
+    plane_init(k, 0, &plane);
+    plane.bits = 2;
+    kvarn__work_init(&work, rows, k->shape.cols, work_floats());
+    kvarn__kernels_of(KVARN__ISA_scalar)->balance(&plane, &work);
+    kvarn__kernels_of(KVARN__ISA_scalar)->refine_plane(&plane, &work);
+    memcpy(kck_in(k, SCALE, rows, sizeof(uint16_t)), plane.scale, k->out[0][1].bytes);
+    memcpy(kck_in(k, ZERO, rows, sizeof(uint16_t)), plane.zero, k->out[0][2].bytes);
+    memcpy(kck_in(k, OTHER, k->shape.cols, sizeof(uint16_t)), plane.other, k->out[0][3].bytes);
+}
+
+static void diffuse_run(const struct kvarn__kernels *kernels, struct kck *k, int side)
+{
+    struct kvarn__plane plane;
+    struct kvarn__work work;
+
+    plane_init(k, side, &plane);
+    plane.bits = 2;
+    memcpy(plane.scale, k->in[SCALE].at, k->in[SCALE].bytes);
+    memcpy(plane.zero, k->in[ZERO].at, k->in[ZERO].bytes);
+    memcpy(plane.other, k->in[OTHER].at, k->in[OTHER].bytes);
+    kvarn__work_init(&work, k->shape.rows, k->shape.cols, work_floats());
+    kernels->diffuse_plane(at(&k->in[FACTOR]), &plane, &work);
+}
+
+/* Error of side's output under the damped metric: what diffusion keeps small. */
+static double diffuse_error(struct kck *k, int side)
+{
+    const uint32_t rows = k->shape.rows, cols = k->shape.cols;
+    const float *a = at(&k->in[METRIC]);
+    double mean = 0, sum = 0;
+
+    plane_errors(k, side, 2, plane_back);
+    for (uint32_t i = 0; i < rows; i++) {
+        mean += (double)a[(size_t)i * rows + i] / rows;
+    }
+    for (uint32_t i = 0; i < rows; i++) {
+        for (uint32_t j = i; j < rows; j++) {
+            double weight = i == j ? (double)a[(size_t)i * rows + i] + mean
+                                   : 2 * (double)a[(size_t)i * rows + j];
+            const float *ei = plane_back + (size_t)i * cols, *ej = plane_back + (size_t)j * cols;
+            double dot = 0;
+            for (uint32_t c = 0; c < cols; c++) {
+                dot += (double)ei[c] * (double)ej[c];
+            }
+            sum += weight * dot;
+        }
+    }
+    return sum / mean;
+}
+
+/* As errors_agree(), under the metric. A code that falls the other way changes what follows. */
+static bool diffuse_agree(struct kck *k)
+{
+    double power;
+
+    (void)plane_error(k, 0, 2, &power);
+    double want = diffuse_error(k, 0), got = diffuse_error(k, 1);
+    if (k->shape.kind == KCK_NAN || (isnan(want) && isnan(got))) {
+        return true;
+    }
+    return want == got || fabs(got - want) <= 0.01 * want + 1e-6 * power;
+}
+
+/* A metric that already holds something; the output is it plus the rows. */
+static void metric_prepare(struct kck *k)
+{
+    const uint32_t dim = k->shape.cols;
+    size_t count = (size_t)k->shape.rows * dim;
+
+    /* Sums of 129 squares stay finite. */
+    kck_fill(k, kck_in(k, SRC, count, sizeof(float)), count, 1e17f);
+    size_t bytes = (size_t)dim * dim * sizeof(float);
+    memcpy(kck_in(k, METRIC, (size_t)dim * dim, sizeof(float)), metric_make(k, dim), bytes);
+    kck_out(k, 0, (size_t)dim * dim, sizeof(float));
+}
+
+static void metric_run(const struct kvarn__kernels *kernels, struct kck *k, int side)
+{
+    memcpy(k->out[side][0].at, k->in[METRIC].at, k->in[METRIC].bytes);
+    kernels->metric_add(at(&k->out[side][0]), at(&k->in[SRC]), k->shape.rows, k->shape.cols);
+}
+
+static bool metric_agree(struct kck *k)
+{
+    const uint32_t dim = k->shape.cols;
+
+    for (int side = 0; side < KCK_SIDE; side++) {
+        float *a = at(&k->out[side][0]);
+        for (uint32_t i = 1; i < dim; i++) {
+            memset(a + (size_t)i * dim, 0, i * sizeof(float)); /* below the diagonal: anything */
+        }
+    }
+    return kck_floats_agree(k, 0);
 }
 
 /* Packed tiles. */
@@ -461,6 +606,8 @@ const struct kck_subject kck_codec_subjects[] = {
     {"balance", KCK_PLANES, factors_prepare, balance_run, factors_agree},
     {"round_plane", KCK_PLANES, round_prepare, round_run, round_agree},
     {"refine_plane", KCK_PLANES, plane_prepare, refine_run, refine_agree},
+    {"diffuse_plane", KCK_PLANES, diffuse_prepare, diffuse_run, diffuse_agree},
+    {"metric_add", KCK_VECTORS, metric_prepare, metric_run, metric_agree},
     {"decode_rows", KCK_TILES, tile_f32_prepare, decode_rows_run, floats_agree},
     {"decode_columns", KCK_TILES, tile_f32_prepare, decode_columns_run, floats_agree},
     {"decode_rows_half", KCK_TILES, tile_f16_prepare, decode_rows_half_run, halves_agree},

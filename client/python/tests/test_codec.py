@@ -66,7 +66,7 @@ def test_golden(impl, case):
 
 
 def test_refined_beats_reference(impl):
-    """lib/FORMAT.md 7.4: on real tiles, half the squared error."""
+    """lib/FORMAT.md 7.5: on real tiles, half the squared error."""
     ratios = []
     for case in CASES:
         if case["name"].startswith("real") and case["name"].endswith("k2v2_g128"):

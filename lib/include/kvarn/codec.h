@@ -34,6 +34,7 @@ enum kvarn_encoder {
     KVARN_ENCODER_DEFAULT = 0,   /* refined for 2-bit tiles, reference for 4-bit ones */
     KVARN_ENCODER_REFERENCE = 1, /* min-max rounding: the paper's codes */
     KVARN_ENCODER_REFINED = 2, /* weighted least squares on 2-bit tiles; 4-bit ones as reference */
+    KVARN_ENCODER_AWARE = 3,   /* refined, but 2-bit K is rounded by a query metric */
 };
 
 /* What a tile is: dimensions and bits. All tiles of a layer share one. */
@@ -61,7 +62,10 @@ KVARN_API size_t kvarn_record_bytes(const struct kvarn_tile_spec *spec);
 /* Bytes of a tile (form at rest), zero-padded to a multiple of 64. */
 KVARN_API size_t kvarn_tile_bytes(const struct kvarn_tile_spec *spec);
 
-/* Bytes of scratch that kvarn_tile_encode() needs, 64-byte aligned by the caller. */
+/*
+ * Bytes of scratch that kvarn_tile_encode() and kvarn_tile_encode_aware() need, 64-byte aligned by
+ * the caller.
+ */
 KVARN_API size_t kvarn_encode_scratch_bytes(const struct kvarn_tile_spec *spec);
 
 /* Size of the largest power-of-two Hadamard block for a head_dim: 128 -> 128, 96 -> 32, 80 -> 16.
@@ -126,11 +130,52 @@ KVARN_API int kvarn_rows_from_f32(
  * scratch: kvarn_encode_scratch_bytes() bytes, 64-byte aligned
  * Never fails, and what it writes always passes kvarn_record_validate(): where refined's scales are
  * not finite in half or a value would decode beyond 40,960, K or V is done by reference; where that
- * happens to reference too, by reference without balancing. Returns the encoder that made the K
- * part (KVARN_ENCODER_REFERENCE or _REFINED).
+ * happens to reference too, by reference without balancing. KVARN_ENCODER_AWARE does as _REFINED,
+ * since there is no metric here. Returns the encoder that made the K part (KVARN_ENCODER_REFERENCE
+ * or _REFINED).
  */
 KVARN_API enum kvarn_encoder kvarn_tile_encode(const struct kvarn_tile_spec *spec,
     enum kvarn_encoder encoder, const float *k, const float *v, void *tile, void *scratch);
+
+/*
+ * Query metric of one KV head: what its queries look like, so that K's rounding error can be moved
+ * to where they do not look (FORMAT.md, Encoder `aware`).
+ *
+ * a:       float [dim][dim]: the sum (not the mean) of q' q'^T over rotated queries q'. It is
+ *          symmetric, and only its upper triangle with the diagonal is kept and read; what lies
+ *          below the diagonal may hold anything, is overwritten by some levels, and need not be
+ *          moved with it. All zero: no query yet
+ * factor:  float [dim][dim], 64-byte aligned: what the encoder takes instead. Its inside is this
+ *          library's own: it may differ between versions and is not to be stored
+ */
+
+/*
+ * Add `rows` rotated queries [rows][dim] to the metric. They must be finite; squares of queries
+ * within 32,768 stay finite for 10^29 rows, but from about 10^7 rows on a float sum no longer feels
+ * a row: whoever goes on for ever scales sum and count down now and then.
+ */
+KVARN_API void kvarn_metric_add(float *a, const float *q, size_t rows, uint32_t dim);
+
+/* Bytes of scratch that kvarn_metric_factor() needs, 64-byte aligned by the caller. */
+KVARN_API size_t kvarn_metric_factor_scratch_bytes(uint32_t dim);
+
+/*
+ * The factor of a metric of `count` queries: of a / count plus the mean of its diagonal on the
+ * diagonal. dim^3 / 6 multiplications: not for a thread that must answer at once.
+ * Returns 0; KVARN_EDOMAIN, with the factor untouched, when count is not positive or the metric is
+ * no sum of squares of finite queries (not finite, all zero, not positive definite).
+ */
+KVARN_API int kvarn_metric_factor(
+    const float *a, double count, uint32_t dim, float *factor, void *scratch) KVARN_MUST_CHECK;
+
+/*
+ * kvarn_tile_encode() with KVARN_ENCODER_AWARE and the factor of this KV head's metric, [k_dim]
+ * [k_dim]. V is done as by refined, and so is K where k_factor is NULL or holds what no metric
+ * gives (a value that is not finite or beyond 32). A 4-bit K is done by reference.
+ * Never fails. Returns the encoder that made the K part: _AWARE, or _REFINED or _REFERENCE.
+ */
+KVARN_API enum kvarn_encoder kvarn_tile_encode_aware(const struct kvarn_tile_spec *spec,
+    const float *k_factor, const float *k, const float *v, void *tile, void *scratch);
 
 /* Dequantise a tile to rotated float rows k [group][k_dim], v [group][v_dim]; either may be NULL.
  */

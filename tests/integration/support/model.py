@@ -123,7 +123,7 @@ class Model:
         return is_lossy
 
     def encoder_of(self, block):
-        """SEMANTICS and FORMAT 7.4: the first block without a sink is `reference`."""
+        """SEMANTICS and FORMAT 7.5: the first block without a sink is `reference`."""
         if block == 0 and self.shape.sink == 0:
             return "reference"
         return "refined" if self.encoder == "default" else self.encoder
