@@ -60,6 +60,9 @@ static void append_destroy(struct kvd_append *append)
     for (uint32_t i = 0; i < append->plan.unit_count; i++) {
         kvd_page_unref(&service->pages, append->plan.units[i].copied);
     }
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        kvd_metric_sum_unref(append->plan.layers[i].metric);
+    }
     kvd_seal_list_fini(&append->seals);
     kvd_session_unref(append->session);
     free(append);
@@ -110,7 +113,7 @@ static void layer_commit(struct kvd_append *append, const struct kvd_append_laye
     }
     KVARN_ASSERT(ly->pending > 0);
     ly->pending--;
-    kvd_seal_due(session, al->layer, al->records, &append->seals);
+    kvd_seal_due(session, al->layer, al->records, &append->seals, al->metric);
 }
 
 static void lengths_commit(struct kvd_append *append)
@@ -359,10 +362,10 @@ static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        if (kvd_session_block_count(session) < al->records.last) {
+        if (session->block_count < al->records.last) {
             return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
         }
-        if (kvd_session_block_count(session) < layer_blocks(append, al)) {
+        if (session->block_count < layer_blocks(append, al)) {
             return kvd_session_add_block(session, KVD_RESERVE_ROWS, why);
         }
     }
@@ -376,8 +379,11 @@ static int append_place(struct kvd_append *append, struct kvd_failure *why)
 
     for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        err = kvd_seal_prepare(&append->seals, append->session, al->layer,
-            al->start + al->token_count, al->records, why);
+        if (kvd_seal_prepare(&append->seals, append->session, al->layer,
+                al->start + al->token_count, al->records) != 0) {
+            err =
+                kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, al->layer);
+        }
     }
     for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
         err = kvd_append_unit_place(&append->plan.units[i], append->session, why);
@@ -503,6 +509,15 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     return 0;
 }
 
+/* What the seals of this append will know of queries is what the daemon knows when it arrives. */
+static void append_pick_metrics(struct kvd_append *append)
+{
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_append_layer *al = &append->plan.layers[i];
+        al->metric = kvd_seal_pick_metric(append->session, al->layer);
+    }
+}
+
 int kvd_append_start(
     struct kvd_service *service, const struct kvd_append_args *args, struct kvd_append **ret)
 {
@@ -524,6 +539,7 @@ int kvd_append_start(
     KVARN_ASSERT(append != NULL);
     kvd_append_plan_rows(&append->plan, args);
     KVARN_ASSERT(append->plan.unit_count == room.units);
+    append_pick_metrics(append);
     append->epoch = args->epoch;
     append->hash = append->plan.meaning;
     append->is_batched = args->is_batched;
@@ -581,6 +597,7 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
     KVARN_ASSERT(append != NULL);
     kvd_append_plan_runs(&append->plan, args);
     KVARN_ASSERT(append->plan.unit_count == room.units);
+    append_pick_metrics(append);
     append->epoch = args->epoch;
     append->hash = hash_join(append->plan.meaning, args->payload_hash);
     append->deadline_ns = args->deadline_ns;

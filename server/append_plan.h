@@ -16,6 +16,7 @@ struct kvd_append_layer {
     uint32_t token_count;
     uint64_t start;
     struct kvd_block_range records; /* blocks that come as records */
+    struct kvd_metric_sum *metric;  /* ref, the append's: picked at arrival for its seals */
 };
 
 struct kvd_append_plan {

@@ -12,6 +12,7 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/metric_sample.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -170,6 +171,38 @@ int kvd_attend_item_check(struct kvd_attend_item *item)
             "token_first %" PRIu64 " is after token_last %" PRIu64, item->first, item->last);
     }
     return 0;
+}
+
+static bool item_is_sampled(const struct kvd_attend_item *item)
+{
+    const Kvarnd__AttendParams *params = item->batch->params;
+
+    return item->q_tokens > 0 &&
+           params->q_heads % item->session->shape->layers[params->layer].kv_heads == 0;
+}
+
+void kvd_attend_batch_sample(struct kvd_attend_batch *batch)
+{
+    const Kvarnd__AttendParams *params = batch->params;
+    struct kvd_metric_turn turn = {.madds_left = KVD_METRIC_MADDS_MAX};
+
+    for (uint32_t i = 0; i < batch->item_count; i++) {
+        turn.tokens_left += batch->items[i].q_tokens;
+    }
+    for (uint32_t i = 0; i < batch->item_count; i++) {
+        const struct kvd_attend_item *item = &batch->items[i];
+        if (item_is_sampled(item)) {
+            kvd_metric_sample(&batch->service->query_metrics,
+                &(struct kvd_metric_queries){.shape = item->session->shape,
+                    .layer = params->layer,
+                    .q_heads = params->q_heads,
+                    .q_tokens = item->q_tokens,
+                    .dtype = (enum kvarn_dtype)params->q_dtype,
+                    .is_rotated = params->q_rotated,
+                    .q = item->q},
+                &turn);
+        }
+    }
 }
 
 /* A failed item keeps its place: out 0, lse -inf. */

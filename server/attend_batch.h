@@ -66,6 +66,12 @@ struct kvd_attend_batch *kvd_attend_batch_create(struct kvd_request *request,
 int kvd_attend_batch_reserve(
     struct kvd_attend_batch *batch, struct kvd_failure *why) KVARN_MUST_CHECK;
 
+/*
+ * Let the items' queries be sampled for query metrics: once, when the request arrives, before any
+ * item begins (SEMANTICS.md 3).
+ */
+void kvd_attend_batch_sample(struct kvd_attend_batch *batch);
+
 /* What depends on the item's session; on failure the item must not begin. */
 int kvd_attend_item_check(struct kvd_attend_item *item) KVARN_MUST_CHECK;
 

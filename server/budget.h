@@ -17,6 +17,7 @@ enum kvd_budget_kind {
     KVD_BUDGET_REPLIES,  /* payloads on their way out, attention's partials */
     KVD_BUDGET_SESSIONS, /* sessions, block tables, page descriptors */
     KVD_BUDGET_CONNS,    /* connections and their requests */
+    KVD_BUDGET_QUERIES,  /* query metrics of the encoder aware */
     KVD_BUDGET_KIND_COUNT,
 };
 

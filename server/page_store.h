@@ -34,9 +34,10 @@ struct kvd_page {
     uint64_t checksum;       /* XXH3-64 of data, set by the owner at seal; 0 before */
     uint32_t refs;
     uint32_t slot_idx;
-    uint16_t filled_tokens; /* rows pages: rows ever written; a shared page is copied below it */
-    uint8_t page_class;     /* enum kvd_page_class */
-    uint8_t encoder;        /* enum kvarn_encoder of a sealed page */
+    uint16_t filled_tokens;  /* rows pages: rows ever written; a shared page is copied below it */
+    uint8_t page_class;      /* enum kvd_page_class */
+    uint8_t encoder;         /* enum kvarn_encoder of a sealed page */
+    uint32_t metric_version; /* of the query metric that sealed it; 0: none did */
 };
 
 struct kvd_page_class_stats {

@@ -236,6 +236,7 @@ void kvd_rpc_append_attend(struct kvd_request *request)
     }
     request->handler = batch;
     request->cancel_cb = append_attend_cancel_cb;
+    kvd_attend_batch_sample(batch);
     batch->parts_left += 2 * batch->item_count; /* its append and its attention */
     const uint8_t *kv = request->payload;
     for (uint32_t i = 0; i < batch->item_count; i++) {

@@ -117,6 +117,7 @@ void kvd_rpc_attend(struct kvd_request *request)
     }
     request->handler = batch;
     request->cancel_cb = attend_cancel_cb;
+    kvd_attend_batch_sample(batch);
     batch->parts_left += batch->item_count;
     for (uint32_t i = 0; i < batch->item_count; i++) {
         struct kvd_attend_item *item = &batch->items[i];

@@ -116,7 +116,7 @@ static int open_check(const Kvarnd__OpenSession *message, struct kvd_failure *wh
     if ((unsigned)message->mode > KVARND__OPEN_MODE__EXISTING) {
         return kvd_fail(why, KVARN_EINVALID, "unknown mode %d", (int)message->mode);
     }
-    if ((unsigned)message->encoder > KVARND__ENCODER__REFINED) {
+    if ((unsigned)message->encoder > KVARND__ENCODER__AWARE) {
         return kvd_fail(why, KVARN_EINVALID, "unknown encoder %d", (int)message->encoder);
     }
     if (message->name != NULL) {

@@ -184,6 +184,12 @@ static void options_to_wire(const struct kvd_session *session, Kvarnd__InspectSe
     reply->has_pages_reference = reply->has_pages_refined = 1;
     reply->pages_reference = session->pages_by_encoder[KVARN_ENCODER_REFERENCE];
     reply->pages_refined = session->pages_by_encoder[KVARN_ENCODER_REFINED];
+    reply->has_pages_aware = 1;
+    reply->pages_aware = session->pages_by_encoder[KVARN_ENCODER_AWARE];
+    const struct kvd_shape_metric *metric =
+        kvd_metric_store_find(&session->service->query_metrics, session->shape);
+    reply->has_metric_version = 1;
+    reply->metric_version = metric == NULL ? 0 : metric->version_last;
     reply->has_encoder = 1;
     reply->encoder = (Kvarnd__Encoder)session->options.encoder;
     reply->has_seal_lag = 1;

@@ -6,7 +6,7 @@
  */
 #include "server/seal.h"
 
-#include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <xxhash.h>
 
@@ -15,17 +15,31 @@
 #include "server/session_blocks.h"
 
 struct kvd_seal {
-    struct kvd_job job;          /* first: the worker's handle */
-    SLIST_ENTRY(kvd_seal) link;  /* until it starts */
-    struct kvd_session *session; /* ref */
-    struct kvd_page *rows;       /* ref */
-    struct kvd_page *tiles;      /* ref */
+    struct kvd_job job;            /* first: the worker's handle */
+    SLIST_ENTRY(kvd_seal) link;    /* until it starts */
+    struct kvd_session *session;   /* ref */
+    struct kvd_page *rows;         /* ref */
+    struct kvd_page *tiles;        /* ref */
+    struct kvd_metric_sum *metric; /* ref; NULL: sealed without */
+    struct kvd_metric_wait wait;   /* for the metric's factors */
     uint32_t layer;
     uint32_t block_idx;
     enum kvarn_encoder encoder;      /* asked for */
-    enum kvarn_encoder encoder_used; /* for K, by the last head that fell back */
+    enum kvarn_encoder encoder_used; /* for K, by the head that fell back furthest */
     uint64_t checksum;
 };
+
+static enum kvarn_encoder head_encode(const struct kvd_seal *seal, unsigned head, const float *k,
+    const float *v, void *tile, void *work)
+{
+    const struct kvarn_tile_spec *spec = &seal->session->shape->layers[seal->layer].spec;
+
+    if (seal->metric == NULL) {
+        return kvarn_tile_encode(spec, seal->encoder, k, v, tile, work);
+    }
+    const float *factor = kvd_metric_factor_of(seal->metric, head);
+    return kvarn_tile_encode_aware(spec, factor, k, v, tile, work);
+}
 
 static void seal_run(struct kvd_job *job, void *scratch)
 {
@@ -46,12 +60,33 @@ static void seal_run(struct kvd_job *job, void *scratch)
         uint8_t *tile = (uint8_t *)seal->tiles->data + head * ls->tile_bytes;
         kvarn_to_f32(k, rows + kvd_rows_k_offset(ls, head), KVARN_F16, k_count);
         kvarn_to_f32(v, rows + kvd_rows_v_offset(ls, head), KVARN_F16, v_count);
-        enum kvarn_encoder used = kvarn_tile_encode(spec, seal->encoder, k, v, tile, work);
-        if (head == 0 || used == KVARN_ENCODER_REFERENCE) {
+        enum kvarn_encoder used = head_encode(seal, head, k, v, tile, work);
+        if (head == 0 || used < seal->encoder_used) {
             seal->encoder_used = used;
         }
     }
     seal->checksum = XXH3_64bits(seal->tiles->data, ls->tile_page_bytes);
+}
+
+/* What Stats says of the page: who sealed it, and whether that is whom the session asked for. */
+static void seal_count(const struct kvd_seal *seal)
+{
+    static const enum kvd_metric sealed[] = {
+        [KVARN_ENCODER_REFERENCE] = KVD_METRIC_pages_sealed_reference,
+        [KVARN_ENCODER_REFINED] = KVD_METRIC_pages_sealed_refined,
+        [KVARN_ENCODER_AWARE] = KVD_METRIC_pages_sealed_aware};
+    struct kvd_metrics *metrics = &seal->session->service->metrics;
+    bool is_2_bit = seal->session->shape->k_bits == 2;
+
+    kvd_metrics_add(metrics, sealed[seal->encoder_used], 1);
+    if (is_2_bit && seal->encoder != KVARN_ENCODER_REFERENCE &&
+        seal->encoder_used == KVARN_ENCODER_REFERENCE) {
+        kvd_metrics_add(metrics, KVD_METRIC_pages_refined_fallback, 1);
+    }
+    if (is_2_bit && seal->encoder == KVARN_ENCODER_AWARE &&
+        seal->encoder_used != KVARN_ENCODER_AWARE) {
+        kvd_metrics_add(metrics, KVD_METRIC_pages_aware_fallback, 1);
+    }
 }
 
 static void seal_done(struct kvd_job *job)
@@ -63,18 +98,14 @@ static void seal_done(struct kvd_job *job)
 
     seal->tiles->checksum = seal->checksum;
     seal->tiles->encoder = (uint8_t)seal->encoder_used;
+    seal->tiles->metric_version =
+        seal->encoder_used == KVARN_ENCODER_AWARE ? seal->metric->version : 0;
     session->pages_by_encoder[seal->encoder_used]++;
-    bool is_refined = seal->encoder_used == KVARN_ENCODER_REFINED;
-    kvd_metrics_add(&service->metrics,
-        is_refined ? KVD_METRIC_pages_sealed_refined : KVD_METRIC_pages_sealed_reference, 1);
-    bool asked_refined = seal->encoder == KVARN_ENCODER_REFINED ||
-                         (seal->encoder == KVARN_ENCODER_DEFAULT && session->shape->k_bits == 2);
-    if (asked_refined && session->shape->k_bits == 2 && !is_refined) {
-        kvd_metrics_add(&service->metrics, KVD_METRIC_pages_refined_fallback, 1);
-    }
+    seal_count(seal);
     kvd_session_drop_rows(session, seal->layer, seal->block_idx);
     kvd_page_unref(&service->pages, seal->rows);
     kvd_page_unref(&service->pages, seal->tiles);
+    kvd_metric_sum_unref(seal->metric);
     free(seal);
     KVARN_ASSERT(ly->pending > 0);
     ly->pending--;
@@ -94,10 +125,27 @@ static enum kvarn_encoder block_encoder(const struct kvd_session *session, uint3
     return session->options.encoder;
 }
 
-static void seal_start(
-    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_seal *seal)
+struct kvd_metric_sum *kvd_seal_pick_metric(const struct kvd_session *session, uint32_t layer)
 {
-    const struct kvd_block_layer *bl = &kvd_session_block(session, block_idx)->layers[layer];
+    const struct kvd_metric_store *store = &session->service->query_metrics;
+
+    if (session->options.encoder != KVARN_ENCODER_AWARE || session->shape->k_bits != 2) {
+        return NULL;
+    }
+    return kvd_metric_pick(kvd_metric_store_find(store, session->shape), layer);
+}
+
+static void seal_factors_ready_cb(struct kvd_metric_wait *wait)
+{
+    struct kvd_seal *seal = (void *)((uint8_t *)wait - offsetof(struct kvd_seal, wait));
+
+    kvd_workers_submit(seal->session->service->workers, &seal->job);
+}
+
+static void seal_start(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
+    struct kvd_seal *seal, struct kvd_metric_sum *metric)
+{
+    const struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
 
     KVARN_ASSERT(bl->rows->filled_tokens == session->shape->group);
     KVARN_ASSERT(bl->tiles->refs == 1); /* nobody reads what is about to be written */
@@ -110,6 +158,13 @@ static void seal_start(
     seal->job.run = seal_run;
     seal->job.done = seal_done;
     session->layers[layer].pending++;
+    if (metric != NULL && seal->encoder == KVARN_ENCODER_AWARE) {
+        seal->metric = kvd_metric_sum_ref(metric);
+        seal->wait.ready_cb = seal_factors_ready_cb;
+        if (!kvd_metric_factors_ready(metric, &seal->wait)) {
+            return;
+        }
+    }
     kvd_workers_submit(session->service->workers, &seal->job);
 }
 
@@ -127,26 +182,24 @@ static uint32_t first_tiles(const struct kvd_session *session, uint32_t layer, u
     return max_u32(dropped, kvd_session_sink_blocks(session));
 }
 
-int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records, struct kvd_failure *why)
+int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records)
 {
     uint32_t b = max_u32(session->layers[layer].sealed_blocks, first_tiles(session, layer, length));
     uint32_t due = kvd_session_sealable_blocks(session, length);
-    int err = kvd_session_own_window(session, layer, length, why);
 
-    for (; b < due && err == 0; b++) {
+    for (; b < due; b++) {
         if (b >= records.first && b < records.last) {
             b = records.last - 1;
             continue;
         }
         struct kvd_seal *seal = calloc(1, sizeof(*seal));
         if (seal == NULL) {
-            return kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, layer);
+            return KVARN_ENOMEM;
         }
         SLIST_INSERT_HEAD(seals, seal, link);
-        err = kvd_session_own_block(session, b, why);
     }
-    return err;
+    return 0;
 }
 
 void kvd_seal_list_fini(struct kvd_seal_list *seals)
@@ -159,7 +212,7 @@ void kvd_seal_list_fini(struct kvd_seal_list *seals)
 }
 
 void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
-    struct kvd_seal_list *seals)
+    struct kvd_seal_list *seals, struct kvd_metric_sum *metric)
 {
     struct kvd_layer *ly = &session->layers[layer];
     uint32_t due = max_u32(kvd_session_sealable_blocks(session, ly->length), records.last);
@@ -169,12 +222,12 @@ void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_
     kvd_session_drop_window(session, layer);
     for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
         uint32_t b = ly->sealed_blocks;
-        if (b < first || kvd_session_block(session, b)->layers[layer].rows == NULL) {
+        if (b < first || session->blocks[b]->layers[layer].rows == NULL) {
             continue;
         }
         struct kvd_seal *seal = SLIST_FIRST(seals);
         KVARN_ASSERT(seal != NULL);
         SLIST_REMOVE_HEAD(seals, link);
-        seal_start(session, layer, b, seal);
+        seal_start(session, layer, b, seal, metric);
     }
 }

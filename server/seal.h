@@ -10,6 +10,7 @@
 #ifndef KVD_SEAL_H
 #define KVD_SEAL_H
 
+#include "server/metric_store.h"
 #include "server/session.h"
 
 struct kvd_seal;
@@ -21,13 +22,12 @@ struct kvd_block_range {
 };
 
 /*
- * Take the jobs for the seals that become due when the layer reaches `length`, and make the blocks
- * that this seals or drops the session's own; `records`: blocks that will come as tiles. Adds to a
- * list that the caller gives to kvd_seal_due() and, in the end, to kvd_seal_list_fini(), on failure
- * too. Returns 0, KVARN_ENOMEM, KVARN_ENOSPC or KVARN_ERETRY_LATER.
+ * Take the jobs for the seals that become due when the layer reaches `length`; `records`: blocks
+ * that will come as tiles. Adds to a list that the caller gives to kvd_seal_due() and, in the end,
+ * to kvd_seal_list_fini(), on failure too. Returns 0 or KVARN_ENOMEM.
  */
-int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records, struct kvd_failure *why) KVARN_MUST_CHECK;
+int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records) KVARN_MUST_CHECK;
 
 void kvd_seal_list_fini(struct kvd_seal_list *seals);
 
@@ -35,9 +35,17 @@ void kvd_seal_list_fini(struct kvd_seal_list *seals);
  * Bring a layer up to date with its length: drop what left the window, count what is sealable (and
  * everything before records.last) as sealed, and start the jobs. Called at each commit that made
  * the layer longer, with nothing pending there but that commit. Blocks whose rows are gone, since
- * they came as records, are passed over.
+ * they came as records, are passed over. `metric`: what kvd_seal_pick_metric() gave when the
+ * request came.
  */
 void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
-    struct kvd_seal_list *seals);
+    struct kvd_seal_list *seals, struct kvd_metric_sum *metric);
+
+/*
+ * The query metric for what a request that arrives now makes due, with a reference for the caller;
+ * NULL: none, or the session is not sealed `aware`. What the seals use is decided here, at arrival,
+ * so that it does not depend on when the request has its turn (SEMANTICS.md 3).
+ */
+struct kvd_metric_sum *kvd_seal_pick_metric(const struct kvd_session *session, uint32_t layer);
 
 #endif

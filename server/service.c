@@ -66,7 +66,17 @@ static int workers_init(struct kvd_service *service)
         .jitter_us_max = (unsigned)env_number("KVARND_TEST_JITTER_US"),
         .jitter_seed = env_number("KVARND_TEST_JITTER_SEED")};
 
-    return kvd_workers_create(service->io, &options, &service->workers);
+    int err = kvd_workers_create(service->io, &options, &service->workers);
+    service->query_metrics.workers = service->workers;
+    return err;
+}
+
+/* Query metrics may not crowd out what they are for. */
+static uint64_t query_metric_bytes_max(const struct kvd_config *config)
+{
+    uint64_t quarter = config->memory_limit / 4;
+
+    return config->metric_memory < quarter ? config->metric_memory : quarter;
 }
 
 int kvd_service_init(
@@ -84,6 +94,8 @@ int kvd_service_init(
         goto fail;
     }
     kvd_page_store_init(&service->pages, &service->budget, service->chunk_source);
+    kvd_metric_store_init(&service->query_metrics, &service->budget, &service->metrics,
+        query_metric_bytes_max(config));
     err = kvd_session_table_init(&service->sessions, service);
     if (err == 0) {
         err = io->ops->random(io, &service->server_id, sizeof(service->server_id));
@@ -115,6 +127,7 @@ void kvd_service_fini(struct kvd_service *service)
     service->io->ops->timer_destroy(service->tick);
     kvd_workers_destroy(service->workers);
     kvd_session_table_fini(&service->sessions);
+    kvd_metric_store_fini(&service->query_metrics);
     if (service->chunk_source != NULL) {
         kvd_page_store_fini(&service->pages);
         service->chunk_source->destroy(service->chunk_source);
@@ -181,6 +194,7 @@ void kvd_service_gauges_set(struct kvd_service *service)
     kvd_metrics_set(metrics, KVD_METRIC_memory_staging_bytes, kind_bytes[KVD_BUDGET_STAGING]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_reply_bytes, kind_bytes[KVD_BUDGET_REPLIES]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_session_bytes, kind_bytes[KVD_BUDGET_SESSIONS]);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_query_metric_bytes, kind_bytes[KVD_BUDGET_QUERIES]);
     kvd_metrics_set(metrics, KVD_METRIC_resident_bytes, resident_bytes());
     kvd_metrics_set(metrics, KVD_METRIC_workers_backlog, kvd_workers_backlog(service->workers));
 }

@@ -14,6 +14,7 @@
 #include "server/chunk_source.h"
 #include "server/config.h"
 #include "server/io.h"
+#include "server/metric_store.h"
 #include "server/metrics.h"
 #include "server/page_store.h"
 #include "server/session_table.h"
@@ -38,6 +39,7 @@ struct kvd_service {
     struct kvd_page_store pages;
     struct kvd_workers *workers; /* owned */
     struct kvd_shape_registry shapes;
+    struct kvd_metric_store query_metrics;
     struct kvd_session_table sessions;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */

@@ -120,7 +120,7 @@ static int session_open(struct ctl *ctl, struct append *a)
     int err;
 
     if (ctl_encoder(ctl_text(ctl, "encoder"), &args.encoder) != 0)
-        return ctl_usage(ctl, "--encoder: expected reference or refined");
+        return ctl_usage(ctl, "--encoder: expected reference, refined or aware");
     if (ctl_is_set(ctl, "model") != ctl_is_set(ctl, "layers"))
         return ctl_usage(ctl, "--model and --layers go together");
     if (ctl_is_set(ctl, "model"))

@@ -87,7 +87,7 @@ static int options_fill(struct ctl *ctl, struct evaluate_options *options)
         return ctl_usage(ctl, "--preset: expected k2v2, k4v2 or k4v4");
     }
     if (ctl_encoder(ctl_text(ctl, "encoder"), &options->encoder) != 0) {
-        return ctl_usage(ctl, "--encoder: expected reference or refined");
+        return ctl_usage(ctl, "--encoder: expected reference, refined or aware");
     }
     if (group != 64 && group != 128) {
         return ctl_usage(ctl, "--group: expected 128 or 64");

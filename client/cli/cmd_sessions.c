@@ -153,6 +153,8 @@ static void inspect_json(struct json *json, const struct kvarn_inspect_session_r
     json_u64(json, "reserved_bytes", r->reserved_bytes);
     json_u64(json, "pages_reference", r->pages_reference);
     json_u64(json, "pages_refined", r->pages_refined);
+    json_u64(json, "pages_aware", r->pages_aware);
+    json_u64(json, "metric_version", r->metric_version);
     json_text(json, "encoder", ctl_encoder_name(r->encoder));
     json_u64(json, "seal_lag", r->seal_lag);
     json_object_close(json);

@@ -149,7 +149,8 @@ int cmd_tile_encode(struct ctl *ctl)
     float *v_rows = NULL;
     int code;
 
-    if (ctl_encoder(ctl_text(ctl, "encoder"), &encoder) != 0)
+    /* Without queries `aware` would be refined by another name. */
+    if (ctl_encoder(ctl_text(ctl, "encoder"), &encoder) != 0 || encoder == KVARN_ENCODER_AWARE)
         return ctl_usage(ctl, "--encoder: expected reference or refined");
     code = input_load(ctl, "k", &k);
     if (code == CTL_OK)

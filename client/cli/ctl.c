@@ -94,6 +94,8 @@ int ctl_encoder(const char *name, enum kvarn_encoder *ret)
         *ret = KVARN_ENCODER_REFERENCE;
     else if (strcmp(name, "refined") == 0)
         *ret = KVARN_ENCODER_REFINED;
+    else if (strcmp(name, "aware") == 0)
+        *ret = KVARN_ENCODER_AWARE;
     else
         return KVARN_EINVALID;
     return 0;
@@ -103,6 +105,7 @@ const char *ctl_encoder_name(enum kvarn_encoder encoder)
 {
     return encoder == KVARN_ENCODER_REFERENCE ? "reference"
            : encoder == KVARN_ENCODER_REFINED ? "refined"
+           : encoder == KVARN_ENCODER_AWARE   ? "aware"
                                               : "default";
 }
 

@@ -59,7 +59,7 @@ int ctl_usage(struct ctl *ctl, const char *text);
 /* Report the client's last failure; returns the exit code. */
 int ctl_refused(struct ctl *ctl, int err);
 
-/* Encoder by name ("reference", "refined"; NULL: default). Returns 0 or KVARN_EINVALID. */
+/* Encoder by name ("reference", "refined", "aware"; NULL: default). Returns 0 or KVARN_EINVALID. */
 int ctl_encoder(const char *name, enum kvarn_encoder *ret) KVARN_MUST_CHECK;
 const char *ctl_encoder_name(enum kvarn_encoder encoder);
 

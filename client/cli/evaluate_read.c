@@ -435,6 +435,7 @@ static int bytes_inspect(struct evaluate *e)
     bytes->reserved = found.reserved_bytes;
     e->report.pages_reference = found.pages_reference;
     e->report.pages_refined = found.pages_refined;
+    e->report.pages_aware = found.pages_aware;
     for (uint32_t i = 0; i < e->report.layer_count; i++) {
         const struct evaluate_layer_report *l = &e->report.layers[i];
 

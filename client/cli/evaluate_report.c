@@ -273,10 +273,14 @@ void evaluate_report_print(const struct evaluate_report *r, FILE *out)
     fprintf(out,
         "kvarnd %s with %s: %" PRIu32 " layers, %" PRIu64 " tokens, queries of the last %" PRIu64
         "\npreset %s, group %" PRIu32 ", sink %" PRIu32 " tokens, seal lag %" PRIu32
-        " tokens, encoder %s\n(pages sealed by refined: %" PRIu64 ", by reference: %" PRIu64 ")\n",
+        " tokens, encoder %s\n(pages sealed by refined: %" PRIu64 ", by reference: %" PRIu64,
         printable_text(r->server_version, version, sizeof version), r->folder, r->layer_count,
         r->tokens, r->query_tokens, r->preset, r->group, r->sink_tokens, r->seal_lag, r->encoder,
         r->pages_refined, r->pages_reference);
+    if (r->pages_aware > 0) {
+        fprintf(out, ", by aware: %" PRIu64, r->pages_aware);
+    }
+    fputs(")\n", out);
     bytes_print(r, out);
     errors_print(r, out);
     speed_print(r, out);
@@ -388,6 +392,7 @@ void evaluate_report_json(const struct evaluate_report *r, struct json *json)
     json_text(json, "encoder", r->encoder);
     json_u64(json, "pages_refined", r->pages_refined);
     json_u64(json, "pages_reference", r->pages_reference);
+    json_u64(json, "pages_aware", r->pages_aware);
     bytes_json(r, json);
     errors_json(r, json);
     speed_json(r, json);

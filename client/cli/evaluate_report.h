@@ -68,7 +68,7 @@ struct evaluate_report {
     uint64_t tokens, query_tokens;
     struct evaluate_layer_report *layers; /* owned */
     uint32_t layer_count;
-    uint64_t pages_reference, pages_refined; /* pages sealed by each encoder */
+    uint64_t pages_reference, pages_refined, pages_aware; /* pages sealed by each encoder */
     struct evaluate_bytes bytes;
     uint64_t size_tokens[EVALUATE_SIZES];
     double size_ratio[EVALUATE_SIZES]; /* fp16 / stored, sink and tail included */

@@ -329,6 +329,8 @@ int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_
     result.reserved_bytes = m->reserved_bytes;
     result.pages_reference = m->pages_reference;
     result.pages_refined = m->pages_refined;
+    result.pages_aware = m->pages_aware;
+    result.metric_version = m->metric_version;
     result.encoder = (enum kvarn_encoder)m->encoder;
     result.seal_lag = m->seal_lag;
     *ret = result;

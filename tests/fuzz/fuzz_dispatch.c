@@ -375,7 +375,7 @@ static void prelude_sessions(struct run *run)
         uint32_t shape_id, seal_lag;
         Kvarnd__Encoder encoder;
     } sessions[] = {{"a", 1, 0, KVARND__ENCODER__ENCODER_DEFAULT},
-        {"b", 2, 3, KVARND__ENCODER__REFERENCE}, {NULL, 1, 64, KVARND__ENCODER__REFINED},
+        {"b", 2, 3, KVARND__ENCODER__REFERENCE}, {NULL, 1, 64, KVARND__ENCODER__AWARE},
         {"c", 3, 0, KVARND__ENCODER__REFERENCE}};
 
     for (size_t i = 0; i < sizeof sessions / sizeof *sessions; i++) {
@@ -453,7 +453,7 @@ static void session_check(const struct kvd_session *session)
         KVARN_ASSERT(ly->pending == 0 && ly->pending_length == ly->length);
         KVARN_ASSERT(ly->sealed_blocks * group <= ly->length);
         KVARN_ASSERT(ly->dropped_blocks <= ly->sealed_blocks);
-        KVARN_ASSERT(kvd_session_block_count(session) * group >= ly->length);
+        KVARN_ASSERT(session->block_count * group >= ly->length);
     }
     KVARN_ASSERT(TAILQ_EMPTY(&session->ops));
 }

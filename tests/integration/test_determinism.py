@@ -20,7 +20,7 @@ class Script:
         self.conn, self.rng = conn, np.random.default_rng(seed)
         self.sessions = [Session(conn, SHAPE, f"s{i}", encoder=encoder, seal_lag=lag)
                          for i, (encoder, lag) in enumerate([("default", 0), ("reference", 0),
-                                                             ("default", 40)])]
+                                                             ("aware", 40), ("aware", 0)])]
         self.lengths = [[0] * len(SHAPE.layers) for _ in self.sessions]
         self.pending, self.log = [], []
 
@@ -61,6 +61,14 @@ class Script:
                                            q_dtype="f32", position=int(self.rng.integers(600)),
                                            accuracy=int(self.rng.integers(3))))
 
+    def teach(self):
+        """Enough queries of one layer that pages of it are sealed by what they look like."""
+        for _ in range(10):
+            session = self.sessions[int(self.rng.integers(len(self.sessions)))]
+            self.pending.append(attend_request([(session, self.q(0, 512))], 0, q_dtype="f32",
+                                               position=0))
+            self.append()
+
     def read(self):
         idx, session, layer = self.pick()
         last = self.lengths[idx][layer]
@@ -96,8 +104,18 @@ class Script:
             acts[int(self.rng.integers(len(acts)))]()
             if step % 60 == 59:
                 self.truncate()
+            if step == 130:
+                self.teach()
         self.send()
         return self.log
+
+    def pages(self):
+        """How many pages each encoder sealed, by session; reads wait for the seals."""
+        for idx, session in enumerate(self.sessions):
+            for layer, length in enumerate(self.lengths[idx]):
+                session.read(length - 1, length, layer)
+        return [(seen.pages_reference, seen.pages_refined, seen.pages_aware)
+                for seen in (session.inspect() for session in self.sessions)]
 
 
 def neutral(message):
@@ -118,7 +136,8 @@ def run_script(start, connect, workers, jitter_seed, seed=1, steps=400):
     if jitter_seed is not None:
         env = {"KVARND_TEST_JITTER_US": str(JITTER_US), "KVARND_TEST_JITTER_SEED": str(jitter_seed)}
     daemon = start("--memory-limit", "512MiB", "--workers", workers, env=env)
-    return Script(connect(daemon), seed).run(steps)
+    script = Script(connect(daemon), seed)
+    return script.run(steps), script.pages()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +150,7 @@ def expected():
 @pytest.mark.parametrize("workers, jitter_seed", [
     (0, None), (1, None), (4, None), (0, 1), (0, 2), (1, 3), (4, 4), (4, 5)])
 def test_s03_same_script_same_bits(start, connect, expected, workers, jitter_seed):
-    log = run_script(start, connect, workers, jitter_seed)
+    log, pages = run_script(start, connect, workers, jitter_seed)
     codes = {entry[0] for entry in log}
     assert len(log) > 380 and "OK" in codes and codes <= {"OK", "MISS"}, codes
     first = expected.setdefault("log", log)
@@ -140,6 +159,9 @@ def test_s03_same_script_same_bits(start, connect, expected, workers, jitter_see
         assert mine[1] == theirs[1], f"request {i}: the replies differ"
         assert mine[2] == theirs[2], f"request {i}: the payloads differ"
     assert len(log) == len(first)
+    assert pages == expected.setdefault("pages", pages)
+    assert all(aware > 2 and refined > 2 for _, refined, aware in pages[2:]), pages
+    assert all(aware == 0 for _, _, aware in pages[:2]), pages
 
 
 def test_jitter_is_at_work(start, connect):

@@ -358,9 +358,10 @@ struct kvarn_inspect_session_result {
     uint64_t sink_pages, sink_bytes;
     uint64_t tail_pages, tail_bytes;
     uint64_t reserved_bytes;
-    uint64_t pages_reference, pages_refined;
+    uint64_t pages_reference, pages_refined, pages_aware; /* sealed by each encoder */
     enum kvarn_encoder encoder;
     uint32_t seal_lag;
+    uint32_t metric_version; /* newest query metric of the shape; 0: none yet */
 };
 
 struct kvarn_op_stats {

@@ -227,7 +227,8 @@ def good_session():
         number(8, "tile_bytes", 60000), number(9, "sink_pages", 4), number(10, "sink_bytes", 1),
         number(11, "tail_pages", 4), number(12, "tail_bytes", 2), number(13, "reserved_bytes", 3),
         number(14, "pages_reference", 0), number(15, "pages_refined", 4),
-        enum(16, "encoder", 2, "REFINED"), number(17, "seal_lag", 16)], b""
+        enum(16, "encoder", 3, "AWARE"), number(17, "seal_lag", 16),
+        number(18, "pages_aware", 2), number(19, "metric_version", 5)], b""
 
 
 def good_tokens():

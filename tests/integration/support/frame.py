@@ -51,7 +51,8 @@ CODES = ["OK", "INVALID", "UNSUPPORTED", "UNAUTHENTICATED", "FORBIDDEN", "NOT_FO
 
 DTYPES = {"f16": pb.F16, "bf16": pb.BF16, "f32": pb.F32}
 LAYOUTS = {"head": pb.HEAD_MAJOR, "token": pb.TOKEN_MAJOR}
-ENCODERS = {"default": pb.ENCODER_DEFAULT, "reference": pb.REFERENCE, "refined": pb.REFINED}
+ENCODERS = {"default": pb.ENCODER_DEFAULT, "reference": pb.REFERENCE, "refined": pb.REFINED,
+            "aware": pb.AWARE}
 
 
 def xxh3(data):

@@ -199,7 +199,7 @@ static void test_wrong_opens_are_refused(void **state)
         message.has_seal_lag = i == 2;
         message.seal_lag = 65;
         message.has_encoder = i == 3;
-        message.encoder = (Kvarnd__Encoder)3;
+        message.encoder = (Kvarnd__Encoder)4;
         message.mode = (Kvarnd__OpenMode)(i == 4 ? 3 : 0);
         message.mode = i == 5 ? KVARND__OPEN_MODE__EXISTING : message.mode;
         assert_int_equal(open_err(&rig, &message), errs[i]);

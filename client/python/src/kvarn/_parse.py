@@ -12,7 +12,8 @@ from kvarn.errors import WireError, from_status
 from kvarn.types import (AttendOptions, AttendResult, LayerGroup, OpStats, Run, ServerInfo,
                          ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns)
 
-ENCODERS = {"default": "ENCODER_DEFAULT", "reference": "REFERENCE", "refined": "REFINED"}
+ENCODERS = {"default": "ENCODER_DEFAULT", "reference": "REFERENCE", "refined": "REFINED",
+            "aware": "AWARE"}
 ACCURACIES = {"default": "ACCURACY_DEFAULT", "exact": "EXACT", "fast": "FAST"}
 LAYOUTS = {"head": "HEAD_MAJOR", "token": "TOKEN_MAJOR"}
 MODES = {"either": "EITHER", "create": "CREATE", "existing": "EXISTING"}
@@ -67,7 +68,8 @@ def details(reply: Any) -> SessionDetails:
         tuple(reply.layer_lengths), tuple(reply.layer_sealed), reply.tile_pages, reply.tile_bytes,
         reply.sink_pages, reply.sink_bytes, reply.tail_pages, reply.tail_bytes,
         reply.reserved_bytes, reply.pages_reference, reply.pages_refined,
-        names.get(reply.encoder, "default"), reply.seal_lag)
+        names.get(reply.encoder, "default"), reply.seal_lag, reply.pages_aware,
+        reply.metric_version)
 
 
 def stats(reply: Any) -> ServerStats:

@@ -133,9 +133,9 @@ class Client:
 
         name: lives until it is dropped or the daemon stops; "": ends with the connection. shape:
         needed to make one, else what it was made with. mode: "either", "create" (Conflict if it
-        exists) or "existing" (NotFound if not). encoder "default", "reference" or "refined", and
-        seal_lag, the newest tokens that stay 16 bits wide (0 to group), count at creation only.
-        takeover: a new epoch, so that other clients' writes are refused from now on.
+        exists) or "existing" (NotFound if not). encoder "default", "reference", "refined" or
+        "aware", and seal_lag, the newest tokens that stay 16 bits wide (0 to group), count at
+        creation only. takeover: a new epoch, so that other clients' writes are refused from now on.
         """
         session = Session(self, name, shape)
         drive(self._core.open(session, mode, encoder, seal_lag, takeover, deadline))

