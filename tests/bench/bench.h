@@ -58,6 +58,7 @@ struct kvb_report {
     FILE *json; /* owned; NULL: none */
     double sample_ms;
     bool is_check;
+    bool is_quick;
     unsigned rows, musts, missed;
 };
 
@@ -87,6 +88,7 @@ typedef int kvb_command_fn(struct kvb_report *report, int argc, char **argv);
 
 kvb_command_fn kvb_attention;
 kvb_command_fn kvb_codec;
+kvb_command_fn kvb_evict;
 kvb_command_fn kvb_fidelity;
 
 #endif

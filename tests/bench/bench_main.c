@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"attention", "attention on tiles against fp16, bf16, OpenBLAS and a plain read",
         kvb_attention},
     {"codec", "encode, decode and rotate: GB/s of fp16 per level and encoder", kvb_codec},
+    {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
 };
 
@@ -62,6 +63,7 @@ static int options_take(struct kvb_report *report, int argc, char **argv, char *
             report->is_check = true;
         } else if (strcmp(argv[i], "--quick") == 0) {
             report->sample_ms = SAMPLE_MS_QUICK;
+            report->is_quick = true;
         } else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc && report->json == NULL) {
             report->json = fopen(argv[++i], "w");
             if (report->json == NULL) {
