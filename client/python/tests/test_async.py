@@ -107,6 +107,20 @@ def test_cancelled_task_leaves_the_client_usable(daemon):
     run(body())
 
 
+def test_fork(daemon):
+    async def body():
+        k, v, q = rows(150)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open(shape=small_shape())
+            await session.append_layers([(k, v), (k, v)])
+            copy = await client.fork(session)
+            assert copy.lengths == (150, 150) and copy.shape == session.shape
+            outs = [(await s.attend(q, 1)).out for s in (session, copy)]
+            assert (outs[0] == outs[1]).all()
+
+    run(body())
+
+
 def test_reconnects_after_a_restart(start):
     async def body():
         daemon = start()

@@ -117,6 +117,26 @@ def test_records_are_the_codecs(client):
         assert copy.lengths == (201, 200)
 
 
+def test_fork(client):
+    """A copy, bit by bit, that goes on by itself; of layers that are not equally long too."""
+    k, v, q = rows(200)
+    with client.open(shape=small_shape(group=64), seal_lag=5, encoder="reference") as session:
+        session.append_layers([(k, v), (k, v)])
+        session.append(k[:, :3], v[:, :3], 1)
+        name = f"python-fork-{client._core.address.is_tcp}"
+        with client.fork(session, name) as copy:
+            assert copy.lengths == (200, 203) and copy.inspect().seal_lag == 5
+            assert copy.inspect().encoder == "reference"
+            stored = [s.read_stored(0, 2, 0, 200) for s in (session, copy)]
+            assert bytes(stored[0].payload) == bytes(stored[1].payload)
+            assert (copy.attend(q, 1).out == session.attend(q, 1).out).all()
+            copy.append(k, v, 0)
+            assert (copy.length, session.length) == (203, 200)
+        with pytest.raises(kvarn.Conflict):
+            client.fork(session, name)
+        client.drop(name)
+
+
 def test_batch_over_sessions(client):
     shape = small_shape()
     sessions = [client.open(shape=shape) for _ in range(5)]

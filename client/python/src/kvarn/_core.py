@@ -326,6 +326,16 @@ class ClientCore:
             session._shape = _parse.details(found.message).shape
             self._shape_ids[session._shape] = reply.message.shape_id
 
+    async def fork(self, source: SessionCore, copy: SessionCore, deadline: float | None) -> None:
+        """Fill in `copy` with a session that holds, bit by bit, what `source` holds."""
+        found = await source._inspect(deadline)
+        await self.open(copy, "create" if copy.name else "either", found.encoder, found.seal_lag,
+                        False, deadline)
+        for layer, length in enumerate(source.lengths):
+            if length:
+                stored = await source._read_stored(layer, 1, 0, length, deadline)
+                await copy._append_tiles(stored, deadline)
+
 
 class SessionCore:
     """What the client knows of a session: handle, epoch, lengths of its layers.

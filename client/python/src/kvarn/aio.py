@@ -72,6 +72,13 @@ class AsyncClient:
         await self._core.open(session, mode, encoder, seal_lag, takeover, deadline)
         return session
 
+    async def fork(self, session: AsyncSession, name: str = "", *,
+                   deadline: float | None = None) -> AsyncSession:
+        """As Client.fork: a session of its own that holds what this one holds."""
+        copy = AsyncSession(self, name, session.shape)
+        await self._core.fork(session, copy, deadline)
+        return copy
+
     async def attend(self, items: Iterable[AttendItem], layer: int,
                      options: AttendOptions = AttendOptions(), *,
                      deadline: float | None = None) -> list[AttendResult]:

@@ -141,6 +141,15 @@ class Client:
         drive(self._core.open(session, mode, encoder, seal_lag, takeover, deadline))
         return session
 
+    def fork(self, session: Session, name: str = "", *, deadline: float | None = None) -> Session:
+        """A session of its own that holds, bit by bit, what this one holds.
+
+        name: as in open; Conflict where it exists.
+        """
+        copy = Session(self, name, session.shape)
+        drive(self._core.fork(session, copy, deadline))
+        return copy
+
     def attend(self, items: Iterable[AttendItem], layer: int,
                options: AttendOptions = AttendOptions(), *,
                deadline: float | None = None) -> list[AttendResult]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from kvarn.client import Client
 from kvarn.errors import Error
-from kvarn.worker.caches import (MODES, AttendCache, Cache, LocalCache, OffloadCache, fork,
+from kvarn.worker.caches import (MODES, AttendCache, Cache, LocalCache, OffloadCache,
                                  model_shape)
 from kvarn.worker.engine import Counts, Engine, Journal, Sampling
 from kvarn.worker.model import Llama, find_test_model
@@ -147,7 +147,7 @@ def begin(options: argparse.Namespace, model: Llama,
         cache, client = make_cache(options, model, "attend", parent.asked["session"], True)
         assert isinstance(cache, AttendCache) and client is not None
         ids = parent.ids[:cache.length]
-        copy = fork(client, cache.session, options.session)
+        copy = client.fork(cache.session, options.session)
         cache = OffloadCache(client, copy) if options.mode == "offload" else AttendCache(copy)
     else:
         cache, client = make_cache(options, model, options.mode, options.session)

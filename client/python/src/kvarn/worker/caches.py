@@ -130,13 +130,3 @@ class OffloadCache(AttendCache):
 
 
 Cache = LocalCache | AttendCache
-
-
-def fork(client: Client, session: Session, name: str = "") -> Session:
-    """A session of its own that holds, bit by bit, what this one holds."""
-    found = session.inspect()
-    copy = client.open(name, session.shape, mode="create" if name else "either",
-                       encoder=found.encoder, seal_lag=found.seal_lag)
-    for layer in range(session.shape.layers):
-        copy.append_tiles(session.read_stored(layer, 1, 0, session.lengths[layer]))
-    return copy
