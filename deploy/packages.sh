@@ -11,6 +11,9 @@ KVARN_BUILD_PACKAGES="cmake ninja-build gcc libc6-dev pkg-config protobuf-c-comp
 KVARN_TEST_PACKAGES="libcmocka-dev python3 python3-pytest python3-protobuf python3-numpy
     python3-hypothesis"
 
+# The library for AArch64 and its tests, on other machines: compiler, libc, emulator.
+KVARN_AARCH64_PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+
 # packages_missing NAME...: prints the packages among NAME... that are not installed.
 packages_missing()
 {

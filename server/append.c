@@ -362,10 +362,10 @@ static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        if (session->block_count < al->records.last) {
+        if (kvd_session_block_count(session) < al->records.last) {
             return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
         }
-        if (session->block_count < layer_blocks(append, al)) {
+        if (kvd_session_block_count(session) < layer_blocks(append, al)) {
             return kvd_session_add_block(session, KVD_RESERVE_ROWS, why);
         }
     }
@@ -379,11 +379,8 @@ static int append_place(struct kvd_append *append, struct kvd_failure *why)
 
     for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        if (kvd_seal_prepare(&append->seals, append->session, al->layer,
-                al->start + al->token_count, al->records) != 0) {
-            err =
-                kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, al->layer);
-        }
+        err = kvd_seal_prepare(&append->seals, append->session, al->layer,
+            al->start + al->token_count, al->records, why);
     }
     for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
         err = kvd_append_unit_place(&append->plan.units[i], append->session, why);

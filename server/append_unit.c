@@ -77,15 +77,20 @@ uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst, const struct
 int kvd_append_unit_place(
     struct kvd_append_unit *unit, struct kvd_session *session, struct kvd_failure *why)
 {
-    struct kvd_block_layer *bl = &session->blocks[unit->block_idx]->layers[unit->layer];
+    int err = kvd_session_own_block(session, unit->block_idx, why);
 
+    if (err != 0) {
+        return err;
+    }
+    const struct kvd_block_layer *bl =
+        &kvd_session_block(session, unit->block_idx)->layers[unit->layer];
     if (unit->is_records) {
         KVARN_ASSERT(bl->tiles != NULL && bl->tiles->refs == 1);
         unit->dst = bl->tiles->data;
         return 0;
     }
     bool had_rows = bl->rows != NULL;
-    int err = kvd_session_rows_for_write(
+    err = kvd_session_rows_for_write(
         session, unit->layer, unit->block_idx, unit->row_first, &unit->copied, why);
     if (err != 0) {
         return err;
@@ -205,7 +210,8 @@ void kvd_append_unit_run(struct kvd_append_unit *unit, struct kvd_append_fault *
 void kvd_append_unit_commit(const struct kvd_append_unit *unit, struct kvd_session *session)
 {
     if (unit->is_records) {
-        struct kvd_page *tiles = session->blocks[unit->block_idx]->layers[unit->layer].tiles;
+        struct kvd_page *tiles =
+            kvd_session_block(session, unit->block_idx)->layers[unit->layer].tiles;
         tiles->checksum = unit->checksum;
         tiles->encoder = KVARN_ENCODER_DEFAULT; /* the worker's choice, not known here */
     }

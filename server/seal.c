@@ -6,6 +6,7 @@
  */
 #include "server/seal.h"
 
+#include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <xxhash.h>
@@ -145,7 +146,7 @@ static void seal_factors_ready_cb(struct kvd_metric_wait *wait)
 static void seal_start(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     struct kvd_seal *seal, struct kvd_metric_sum *metric)
 {
-    const struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
+    const struct kvd_block_layer *bl = &kvd_session_block(session, block_idx)->layers[layer];
 
     KVARN_ASSERT(bl->rows->filled_tokens == session->shape->group);
     KVARN_ASSERT(bl->tiles->refs == 1); /* nobody reads what is about to be written */
@@ -182,24 +183,26 @@ static uint32_t first_tiles(const struct kvd_session *session, uint32_t layer, u
     return max_u32(dropped, kvd_session_sink_blocks(session));
 }
 
-int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records)
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records, struct kvd_failure *why)
 {
     uint32_t b = max_u32(session->layers[layer].sealed_blocks, first_tiles(session, layer, length));
     uint32_t due = kvd_session_sealable_blocks(session, length);
+    int err = kvd_session_own_window(session, layer, length, why);
 
-    for (; b < due; b++) {
+    for (; b < due && err == 0; b++) {
         if (b >= records.first && b < records.last) {
             b = records.last - 1;
             continue;
         }
         struct kvd_seal *seal = calloc(1, sizeof(*seal));
         if (seal == NULL) {
-            return KVARN_ENOMEM;
+            return kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, layer);
         }
         SLIST_INSERT_HEAD(seals, seal, link);
+        err = kvd_session_own_block(session, b, why);
     }
-    return 0;
+    return err;
 }
 
 void kvd_seal_list_fini(struct kvd_seal_list *seals)
@@ -222,7 +225,7 @@ void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_
     kvd_session_drop_window(session, layer);
     for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
         uint32_t b = ly->sealed_blocks;
-        if (b < first || session->blocks[b]->layers[layer].rows == NULL) {
+        if (b < first || kvd_session_block(session, b)->layers[layer].rows == NULL) {
             continue;
         }
         struct kvd_seal *seal = SLIST_FIRST(seals);

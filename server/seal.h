@@ -22,12 +22,13 @@ struct kvd_block_range {
 };
 
 /*
- * Take the jobs for the seals that become due when the layer reaches `length`; `records`: blocks
- * that will come as tiles. Adds to a list that the caller gives to kvd_seal_due() and, in the end,
- * to kvd_seal_list_fini(), on failure too. Returns 0 or KVARN_ENOMEM.
+ * Take the jobs for the seals that become due when the layer reaches `length`, and make the blocks
+ * that this seals or drops the session's own; `records`: blocks that will come as tiles. Adds to a
+ * list that the caller gives to kvd_seal_due() and, in the end, to kvd_seal_list_fini(), on failure
+ * too. Returns 0, KVARN_ENOMEM, KVARN_ENOSPC or KVARN_ERETRY_LATER.
  */
-int kvd_seal_prepare(struct kvd_seal_list *seals, const struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records) KVARN_MUST_CHECK;
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 void kvd_seal_list_fini(struct kvd_seal_list *seals);
 

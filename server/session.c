@@ -75,24 +75,23 @@ void kvd_session_unref(struct kvd_session *session)
     }
 }
 
-bool kvd_session_free_some(struct kvd_session *session, size_t layers_max)
+void kvd_session_clear(struct kvd_session *session)
 {
-    size_t layers = 0;
-
-    KVARN_ASSERT(session->refs == 0 && !session->kick_slice.is_listed);
-    while (session->block_count > 0) {
-        kvd_session_pop_block(session);
-        layers += session->shape->layer_count;
-        if (layers >= layers_max && session->block_count > 0) {
-            return false;
-        }
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        KVARN_ASSERT(session->layers[i].pending == 0);
+        kvd_session_drop_spare(session, i);
+        session->layers[i].tail_pages = 0;
     }
-    struct kvd_budget *budget = &session->service->budget;
-    kvd_budget_release(budget, KVD_BUDGET_SESSIONS, session->block_room * sizeof(void *));
-    kvd_budget_release(budget, KVD_BUDGET_SESSIONS, session_bytes(session->shape, session->name));
-    free(session->blocks);
+    kvd_block_table_clear(session->service, &session->table);
+}
+
+void kvd_session_free(struct kvd_session *session)
+{
+    KVARN_ASSERT(session->refs == 0 && !session->kick_slice.is_listed);
+    kvd_session_clear(session);
+    kvd_budget_release(&session->service->budget, KVD_BUDGET_SESSIONS,
+        session_bytes(session->shape, session->name));
     free(session);
-    return true;
 }
 
 uint64_t kvd_session_length(const struct kvd_session *session)
@@ -173,22 +172,22 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
 {
     struct kvd_session_usage usage = {0};
     uint32_t sinks = kvd_session_sink_blocks(session);
-    uint32_t sinks_made = session->block_count < sinks ? session->block_count : sinks;
+    uint32_t blocks = kvd_session_block_count(session);
+    uint32_t sinks_made = blocks < sinks ? blocks : sinks;
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         const struct kvd_layer_shape *ls = &session->shape->layers[i];
         const struct kvd_layer *ly = &session->layers[i];
         uint32_t first = ly->dropped_blocks > sinks ? ly->dropped_blocks : sinks;
-        /* A dropped session that is being freed has fewer blocks than were sealed. */
-        uint64_t sealed_last =
-            ly->sealed_blocks < session->block_count ? ly->sealed_blocks : session->block_count;
+        /* A dropped session has no blocks any more, whatever its lengths say. */
+        uint64_t sealed_last = ly->sealed_blocks < blocks ? ly->sealed_blocks : blocks;
         uint64_t sealed = count_from(sealed_last, first);
         usage_add(&usage, KVD_PAGE_TILES, sealed, ls->tile_page_bytes);
         usage_add(
             &usage, KVD_PAGE_SINK, count_from(sinks_made, ly->dropped_blocks), ls->rows_page_bytes);
         usage_add(&usage, KVD_PAGE_TAIL, ly->tail_pages, ls->rows_page_bytes);
-        usage.reserved_bytes +=
-            (count_from(session->block_count, first) - sealed) * ls->tile_page_bytes;
+        usage.reserved_bytes += (count_from(blocks, first) - sealed) * ls->tile_page_bytes;
+        usage.reserved_bytes += ly->spare_rows == NULL ? 0 : ls->rows_page_bytes;
     }
     *ret = usage;
 }

@@ -9,21 +9,14 @@
 #include <stdlib.h>
 
 #include "lib/base/assert.h"
+#include "lib/base/limits.h"
 #include "server/service.h"
-
-/* First size of a block table: 8 blocks are 1,024 tokens. */
-#define BLOCK_ROOM_MIN 8
 
 /* A full daemon with work in flight answers RETRY_LATER with this. */
 #define SPACE_RETRY_MS 20
 
 /* Layers of blocks that a trim frees itself: some tens of microseconds (SEMANTICS.md 18). */
 #define TRIM_LAYERS_MAX 128
-
-static size_t block_bytes(uint32_t layer_count)
-{
-    return sizeof(struct kvd_block) + layer_count * sizeof(struct kvd_block_layer);
-}
 
 int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd_failure *why)
 {
@@ -40,28 +33,6 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
         budget->used_bytes, budget->limit_bytes, bytes);
 }
 
-/* Room for one more block. */
-static int table_grow(struct kvd_session *session)
-{
-    uint32_t room = session->block_room == 0 ? BLOCK_ROOM_MIN : 2 * session->block_room;
-    size_t more = (room - session->block_room) * sizeof(void *);
-
-    if (session->block_count < session->block_room) {
-        return 0;
-    }
-    if (kvd_budget_charge(&session->service->budget, KVD_BUDGET_SESSIONS, more) != 0) {
-        return KVARN_ENOSPC;
-    }
-    void *blocks = realloc(session->blocks, room * sizeof(void *));
-    if (blocks == NULL) {
-        kvd_budget_release(&session->service->budget, KVD_BUDGET_SESSIONS, more);
-        return KVARN_ENOSPC;
-    }
-    session->blocks = blocks;
-    session->block_room = room;
-    return 0;
-}
-
 static int page_take(struct kvd_session *session, size_t bytes, enum kvd_page_class page_class,
     struct kvd_page **ret)
 {
@@ -73,17 +44,39 @@ static enum kvd_page_class rows_class(const struct kvd_session *session, uint32_
     return block_idx < kvd_session_sink_blocks(session) ? KVD_PAGE_SINK : KVD_PAGE_TAIL;
 }
 
+/* A block that nobody else holds, to be changed. */
+static struct kvd_block *own_block_at(const struct kvd_session *session, uint32_t block_idx)
+{
+    KVARN_ASSERT(block_idx < session->table.count);
+    KVARN_ASSERT(session->table.spans[block_idx / KVD_SPAN_BLOCKS]->refs == 1);
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    KVARN_ASSERT(block != NULL && block->refs == 1);
+    return block;
+}
+
 struct kvd_page *kvd_session_swap_rows(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows)
 {
-    KVARN_ASSERT(block_idx < session->block_count);
-    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[layer];
-    struct kvd_page *old = bl->rows;
+    struct kvd_block *block = own_block_at(session, block_idx);
+    struct kvd_page *old = block->layers[layer].rows;
+    uint32_t change = (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
 
+    block->rows_count += change;
     if (block_idx >= kvd_session_sink_blocks(session)) {
-        session->layers[layer].tail_pages += (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
+        session->layers[layer].tail_pages += change;
     }
-    bl->rows = rows;
+    block->layers[layer].rows = rows;
+    return old;
+}
+
+struct kvd_page *kvd_session_swap_tiles(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *tiles)
+{
+    struct kvd_block_layer *bl = &own_block_at(session, block_idx)->layers[layer];
+    struct kvd_page *old = bl->tiles;
+
+    bl->tiles = tiles;
     return old;
 }
 
@@ -100,6 +93,7 @@ static int block_fill(
         if (is_sink || kind == KVD_RESERVE_ROWS) {
             err =
                 page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &bl->rows);
+            block->rows_count += err == 0 ? 1 : 0;
         }
         if (err == 0 && !is_sink) {
             err = page_take(session, ls->tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
@@ -111,24 +105,11 @@ static int block_fill(
     return 0;
 }
 
-void kvd_session_block_destroy(struct kvd_service *service, struct kvd_block *block)
-{
-    if (block == NULL) {
-        return;
-    }
-    for (uint32_t i = 0; i < block->layer_count; i++) {
-        kvd_page_unref(&service->pages, block->layers[i].rows);
-        kvd_page_unref(&service->pages, block->layers[i].tiles);
-    }
-    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, block_bytes(block->layer_count));
-    free(block);
-}
-
 /* Count a block's rows pages in (+1) or out (-1) of its layers. */
 static void block_count_tails(
     struct kvd_session *session, const struct kvd_block *block, uint32_t block_idx, int sign)
 {
-    if (block == NULL || block_idx < kvd_session_sink_blocks(session)) {
+    if (block == NULL || block->rows_count == 0 || block_idx < kvd_session_sink_blocks(session)) {
         return;
     }
     for (uint32_t i = 0; i < block->layer_count; i++) {
@@ -141,49 +122,27 @@ static void block_count_tails(
 static int block_push(struct kvd_session *session, enum kvd_reserve kind)
 {
     struct kvd_service *service = session->service;
-    uint32_t layer_count = session->shape->layer_count;
-    size_t bytes = block_bytes(layer_count);
+    uint32_t block_idx = session->table.count;
+    struct kvd_block *block = kvd_block_create(service, session->shape->layer_count);
 
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, bytes) != 0) {
-        return KVARN_ENOSPC;
-    }
-    struct kvd_block *block = calloc(1, bytes);
     if (block == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, bytes);
         return KVARN_ENOSPC;
     }
-    block->layer_count = layer_count;
-    block->layers_kept = layer_count;
-    int err = block_fill(session, block, session->block_count, kind);
+    int err = block_fill(session, block, block_idx, kind);
     if (err != 0) {
-        kvd_session_block_destroy(service, block);
+        kvd_block_unref(service, block);
         return err;
     }
-    block_count_tails(session, block, session->block_count, 1);
-    session->blocks[session->block_count++] = block;
+    block_count_tails(session, block, block_idx, 1);
+    kvd_block_table_push(&session->table, block);
     return 0;
-}
-
-/* Take the last block out of the session: the caller's now; NULL when all layers dropped it. */
-static struct kvd_block *block_pull(struct kvd_session *session)
-{
-    KVARN_ASSERT(session->block_count > 0);
-    session->block_count--;
-    struct kvd_block *block = session->blocks[session->block_count];
-    block_count_tails(session, block, session->block_count, -1);
-    return block;
-}
-
-void kvd_session_pop_block(struct kvd_session *session)
-{
-    kvd_session_block_destroy(session->service, block_pull(session));
 }
 
 int kvd_session_add_block(
     struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why)
 {
     const struct kvd_shape *shape = session->shape;
-    int err = table_grow(session);
+    int err = kvd_block_table_reserve(session->service, &session->table);
 
     if (err == 0) {
         err = block_push(session, kind);
@@ -196,19 +155,144 @@ int kvd_session_add_block(
     return kvd_session_fail_space(session->service, bytes, why);
 }
 
+/* Copies of shared blocks. */
+
+/*
+ * The pages of a copy: sealed tiles and rows by reference, other tiles anew. `copy` is the
+ * session's to unref when this fails.
+ */
+static int copy_fill(struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block,
+    struct kvd_block *copy)
+{
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        const struct kvd_block_layer *from = &block->layers[i];
+        struct kvd_block_layer *to = &copy->layers[i];
+        int err = 0;
+        if (from->rows != NULL) {
+            to->rows = kvd_page_ref(from->rows);
+        }
+        if (from->tiles != NULL && block_idx < session->layers[i].sealed_blocks) {
+            to->tiles = kvd_page_ref(from->tiles);
+        } else if (from->tiles != NULL) {
+            err = page_take(
+                session, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &to->tiles);
+        }
+        if (err != 0) {
+            return err;
+        }
+    }
+    copy->layers_kept = block->layers_kept;
+    copy->rows_count = block->rows_count;
+    return 0;
+}
+
+/* A spare for each layer whose next row goes to this block and whose rows others see; or none. */
+static int spares_take(
+    struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block)
+{
+    uint64_t taken[KVARN_LAYERS_MAX / 64] = {0};
+    int err = 0;
+
+    for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
+        struct kvd_layer *ly = &session->layers[i];
+        if (block->layers[i].rows == NULL || ly->spare_rows != NULL ||
+            ly->length / session->shape->group != block_idx) {
+            continue;
+        }
+        err = page_take(session, session->shape->layers[i].rows_page_bytes,
+            rows_class(session, block_idx), &ly->spare_rows);
+        taken[i / 64] |= (uint64_t)(err == 0) << (i % 64);
+    }
+    for (uint32_t i = 0; i < block->layer_count && err != 0; i++) {
+        if ((taken[i / 64] >> (i % 64) & 1) != 0) {
+            kvd_session_drop_spare(session, i);
+        }
+    }
+    return err;
+}
+
+static int copy_make(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_service *service = session->service;
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    struct kvd_block *copy = kvd_block_create(service, block->layer_count);
+
+    if (copy == NULL) {
+        return KVARN_ENOSPC;
+    }
+    int err = copy_fill(session, block_idx, block, copy);
+    if (err == 0) {
+        err = spares_take(session, block_idx, block);
+    }
+    if (err != 0) {
+        kvd_block_unref(service, copy);
+        return err;
+    }
+    kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, copy));
+    return 0;
+}
+
+int kvd_session_own_span(struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why)
+{
+    if (kvd_block_table_own_span(session->service, &session->table, block_idx) != 0) {
+        return kvd_session_fail_space(session->service, sizeof(struct kvd_span), why);
+    }
+    return 0;
+}
+
+int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why)
+{
+    if (block_idx >= kvd_session_block_count(session)) {
+        return 0;
+    }
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    int err = kvd_session_own_span(session, block_idx, why);
+
+    /* A span that was shared held one reference: the copy holds another. */
+    if (err != 0 || block == NULL || block->refs == 1) {
+        return err;
+    }
+    if (copy_make(session, block_idx) != 0) {
+        return kvd_session_fail_space(session->service,
+            session->shape->block_tiles_bytes + session->shape->block_rows_bytes, why);
+    }
+    return 0;
+}
+
+void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
+{
+    kvd_page_unref(&session->service->pages, session->layers[layer].spare_rows);
+    session->layers[layer].spare_rows = NULL;
+}
+
+/* A page for the layer's rows: the spare, which was taken for this, or another. */
+static int rows_take(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page **ret)
+{
+    struct kvd_layer *ly = &session->layers[layer];
+
+    if (ly->spare_rows != NULL) {
+        *ret = ly->spare_rows;
+        ly->spare_rows = NULL;
+        return 0;
+    }
+    return page_take(session, session->shape->layers[layer].rows_page_bytes,
+        rows_class(session, block_idx), ret);
+}
+
 int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     uint32_t row_first, struct kvd_page **ret_copied, struct kvd_failure *why)
 {
-    KVARN_ASSERT(block_idx < session->block_count);
     const struct kvd_layer_shape *ls = &session->shape->layers[layer];
-    struct kvd_page *old = session->blocks[block_idx]->layers[layer].rows;
+    struct kvd_page *old = own_block_at(session, block_idx)->layers[layer].rows;
 
     if (old != NULL && (old->refs == 1 || old->filled_tokens <= row_first)) {
+        kvd_session_drop_spare(session, layer);
         *ret_copied = NULL;
         return 0;
     }
     struct kvd_page *page;
-    int err = page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &page);
+    int err = rows_take(session, layer, block_idx, &page);
     if (err != 0 && old != NULL) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
@@ -226,9 +310,20 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
 
 void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
 {
-    KVARN_ASSERT(session->blocks[block_idx]->layers[layer].tiles != NULL);
+    KVARN_ASSERT(kvd_session_block(session, block_idx)->layers[layer].tiles != NULL);
     kvd_page_unref(
         &session->service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
+}
+
+/* Take the last span out whole, with what its blocks count. */
+static void trim_span(struct kvd_session *session)
+{
+    uint32_t last = session->table.count - 1;
+
+    for (uint32_t b = last / KVD_SPAN_BLOCKS * KVD_SPAN_BLOCKS; b <= last; b++) {
+        block_count_tails(session, kvd_session_block(session, b), b, -1);
+    }
+    kvd_block_table_pop_span(session->service, &session->table);
 }
 
 void kvd_session_trim(struct kvd_session *session)
@@ -243,12 +338,20 @@ void kvd_session_trim(struct kvd_session *session)
         }
     }
     uint64_t needed = (end + session->shape->group - 1) / session->shape->group;
-    while (session->block_count > needed) {
-        struct kvd_block *block = block_pull(session);
-        if (block != NULL && layers >= TRIM_LAYERS_MAX) {
-            kvd_session_table_bury_block(&service->sessions, block);
+    while (session->table.count > needed) {
+        uint32_t last = session->table.count - 1;
+        bool is_whole = last / KVD_SPAN_BLOCKS * KVD_SPAN_BLOCKS >= needed;
+        bool is_shared = kvd_block_table_last_is_shared(&session->table);
+        if (is_whole && (is_shared || layers >= TRIM_LAYERS_MAX)) {
+            trim_span(session);
+            continue;
+        }
+        struct kvd_block *block = kvd_block_table_pop(service, &session->table);
+        block_count_tails(session, block, last, -1);
+        if (layers >= TRIM_LAYERS_MAX) {
+            kvd_block_unref_later(service, block);
         } else {
-            kvd_session_block_destroy(service, block);
+            kvd_block_unref(service, block);
         }
         layers += session->shape->layer_count;
     }
@@ -264,20 +367,29 @@ uint32_t kvd_session_window_blocks(
     return window == 0 || length <= kept ? 0 : (uint32_t)((length - kept) / shape->group);
 }
 
+int kvd_session_own_window(
+    struct kvd_session *session, uint32_t layer, uint64_t length, struct kvd_failure *why)
+{
+    uint32_t dropped = kvd_session_window_blocks(session, layer, length);
+    int err = 0;
+
+    for (uint32_t b = session->layers[layer].dropped_blocks; b < dropped && err == 0; b++) {
+        err = kvd_session_own_block(session, b, why);
+    }
+    return err;
+}
+
 static void block_layer_drop(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
 {
     struct kvd_service *service = session->service;
-    struct kvd_block *block = session->blocks[block_idx];
-    struct kvd_block_layer *bl = &block->layers[layer];
+    struct kvd_block *block = own_block_at(session, block_idx);
 
     kvd_page_unref(&service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
-    kvd_page_unref(&service->pages, bl->tiles);
-    bl->tiles = NULL;
+    kvd_page_unref(&service->pages, kvd_session_swap_tiles(session, layer, block_idx, NULL));
     KVARN_ASSERT(block->layers_kept > 0);
     block->layers_kept--;
     if (block->layers_kept == 0) {
-        kvd_session_block_destroy(service, block);
-        session->blocks[block_idx] = NULL;
+        kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, NULL));
     }
 }
 

@@ -1,7 +1,11 @@
 /*
- * The block table of a session: reserving, copying on write, dropping.
+ * The blocks of a session: reserving, copying on write, dropping.
  *
  * Owner: session. Thread: loop only.
+ *
+ * A block, or the span that it stands in, may be shared with other sessions. All changes go through
+ * here, and each says which blocks must be the session's own before (kvd_session_own_block()), so
+ * that what cannot fail meets nothing shared.
  */
 #ifndef KVD_SESSION_BLOCKS_H
 #define KVD_SESSION_BLOCKS_H
@@ -23,8 +27,23 @@ int kvd_session_add_block(
     struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /*
- * The rows page of a layer's block, writable from row `row_first` on: taken if there is none,
- * replaced when someone else holds it and rows from there on were written before (copy on write).
+ * Make a block the session's own: nobody else sees what is done to it. Its sealed pages and rows
+ * stay shared; what other sessions might fill as well, tiles that are not sealed, is taken anew,
+ * and so is, for layers whose next row goes here, a spare page in case their rows must be copied.
+ * All of it or nothing. Blocks that are not there are left alone.
+ * Returns 0, KVARN_ENOSPC or KVARN_ERETRY_LATER.
+ */
+int kvd_session_own_block(
+    struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Make the span of a block the session's own, so that a trim can cut there. Returns as above. */
+int kvd_session_own_span(
+    struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * The rows page of a layer's block, which is the session's own, writable from row `row_first` on:
+ * taken if there is none, replaced when someone else holds it and rows from there on were written
+ * before (copy on write).
  * In that case *ret_copied is the old page with a reference for the caller, whose rows below
  * row_first must be copied before anyone reads the new one; otherwise NULL.
  * Returns 0; KVARN_ENOSPC or KVARN_ERETRY_LATER for a page that is missing, which the first rows of
@@ -33,29 +52,41 @@ int kvd_session_add_block(
 int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     uint32_t row_first, struct kvd_page **ret_copied, struct kvd_failure *why) KVARN_MUST_CHECK;
 
-/* Put a rows page (NULL: none) in its place; what was there is the caller's, references included.
+/* Let go of the page kept for copying a layer's rows, if there is one. */
+void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer);
+
+/* Put a rows page (NULL: none) in its place in a block that is the session's own; what was there is
+ * the caller's, references included.
  */
 struct kvd_page *kvd_session_swap_rows(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows);
 
-/* Drop the rows of a layer's block, whose tiles hold it now. */
+/* The same with tiles. */
+struct kvd_page *kvd_session_swap_tiles(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *tiles);
+
+/* Drop the rows of a layer's block, the session's own, whose tiles hold it now. */
 void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx);
 
-/* Drop blocks behind the longest layer (appends in flight counted); many are freed in slices. */
+/*
+ * Drop blocks behind the longest layer (appends in flight counted); many are freed in slices. The
+ * span that this cuts must be the session's own.
+ */
 void kvd_session_trim(struct kvd_session *session);
 
 /* Blocks that a layer of this length no longer keeps: beyond window + group + seal_lag, rule 4. */
 uint32_t kvd_session_window_blocks(
     const struct kvd_session *session, uint32_t layer, uint64_t length);
 
-/* Drop what the layer no longer keeps. */
+/*
+ * Make the session's own what a layer of `length` will no longer keep. Returns 0, KVARN_ENOSPC or
+ * KVARN_ERETRY_LATER.
+ */
+int kvd_session_own_window(struct kvd_session *session, uint32_t layer, uint64_t length,
+    struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Drop what the layer no longer keeps; it must be the session's own. */
 void kvd_session_drop_window(struct kvd_session *session, uint32_t layer);
-
-/* Free the last block. */
-void kvd_session_pop_block(struct kvd_session *session);
-
-/* Free a block that has left its session; NULL ok. */
-void kvd_session_block_destroy(struct kvd_service *service, struct kvd_block *block);
 
 /* NO_SPACE, or RETRY_LATER while jobs in flight or what was dropped may give memory back. */
 int kvd_session_fail_space(

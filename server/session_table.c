@@ -39,44 +39,34 @@ static uint64_t now_ns(const struct kvd_session_table *table)
 
 bool kvd_session_table_has_dead(const struct kvd_session_table *table)
 {
-    return !LIST_EMPTY(&table->dead) || !SLIST_EMPTY(&table->dead_blocks);
+    return !LIST_EMPTY(&table->dead) || !SLIST_EMPTY(&table->dead_spans) ||
+           !SLIST_EMPTY(&table->dead_blocks);
 }
 
-/* Free one block of a session, and the session itself when that was the last. */
-static void reap_session(struct kvd_session *session)
-{
-    if (session->refs == 0) {
-        LIST_REMOVE(session, dead_link);
-        if (!kvd_session_free_some(session, 1)) {
-            LIST_INSERT_HEAD(&session->service->sessions.dead, session, dead_link);
-        }
-        return;
-    }
-    if (session->block_count > 0) {
-        kvd_session_pop_block(session);
-    }
-    if (session->block_count == 0) {
-        LIST_REMOVE(session, dead_link);
-        kvd_session_unref(session);
-    }
-}
-
-/* Free one block. */
+/* Free one block, or a session, whose blocks then follow. */
 static void reap_one(struct kvd_session_table *table)
 {
     struct kvd_block *block = SLIST_FIRST(&table->dead_blocks);
+    struct kvd_span *span = SLIST_FIRST(&table->dead_spans);
+    struct kvd_session *session = LIST_FIRST(&table->dead);
 
     if (block != NULL) {
         SLIST_REMOVE_HEAD(&table->dead_blocks, dead_link);
-        kvd_session_block_destroy(table->service, block);
+        kvd_block_destroy(table->service, block);
+    } else if (span != NULL) {
+        SLIST_REMOVE_HEAD(&table->dead_spans, dead_link);
+        if (!kvd_span_free_some(table->service, span)) {
+            SLIST_INSERT_HEAD(&table->dead_spans, span, dead_link);
+        }
     } else {
-        reap_session(LIST_FIRST(&table->dead));
+        LIST_REMOVE(session, dead_link);
+        kvd_session_free(session);
     }
 }
 
 static void reap_soon(struct kvd_session_table *table)
 {
-    if (!table->reap_slice.is_listed) {
+    if (!table->reap_slice.is_listed && kvd_session_table_has_dead(table)) {
         kvd_slices_add(&table->slices, &table->reap_slice);
     }
 }
@@ -91,7 +81,7 @@ static void reap_slice_run(struct kvd_slice *slice)
         reap_one(table);
     }
     if (kvd_session_table_has_dead(table)) {
-        reap_soon(table); /* a husk that went to its grave has listed the slice already */
+        reap_soon(table);
     }
 }
 
@@ -103,6 +93,7 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
     table->io = io;
     RB_INIT(&table->named);
     LIST_INIT(&table->dead);
+    SLIST_INIT(&table->dead_spans);
     SLIST_INIT(&table->dead_blocks);
     table->reap_slice.run = reap_slice_run;
     table->count = 0;
@@ -196,8 +187,13 @@ void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session
 {
     KVARN_ASSERT(session->is_dropped && !session->is_husk);
     session->is_husk = true;
-    LIST_INSERT_HEAD(&table->dead, session, dead_link);
-    kvd_session_ref(session);
+    kvd_session_clear(session);
+    reap_soon(table);
+}
+
+void kvd_session_table_bury_span(struct kvd_session_table *table, struct kvd_span *span)
+{
+    SLIST_INSERT_HEAD(&table->dead_spans, span, dead_link);
     reap_soon(table);
 }
 

@@ -15,7 +15,6 @@
 
 RB_HEAD(kvd_session_tree, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
-SLIST_HEAD(kvd_block_dead_list, kvd_block);
 
 struct kvd_io;
 struct kvd_timer;
@@ -24,7 +23,8 @@ struct kvd_session_table {
     struct kvd_service *service;            /* borrowed */
     struct kvd_io *io;                      /* borrowed */
     struct kvd_session_tree named;          /* each entry holds a reference */
-    struct kvd_session_dead_list dead;      /* to be freed: unreferenced, or husks: dropped */
+    struct kvd_session_dead_list dead;      /* unreferenced, not freed yet */
+    struct kvd_span_dead_list dead_spans;   /* of tables, with their blocks */
     struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */
     struct kvd_slices slices;
     struct kvd_slice reap_slice; /* listed while there is something dead */
@@ -61,16 +61,14 @@ uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table);
 /* For kvd_session_unref(): free it in slices (SEMANTICS.md 11). */
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session);
 
-/* For kvd_session_kick(): free the blocks of a dropped session on which nothing is pending. */
-void kvd_session_table_hollow(struct kvd_session_table *table, struct kvd_session *session);
-
 /*
  * For kvd_session_kick(): a dropped session on which nothing is in flight. Free its blocks, though
  * handles may hold the session itself for long.
  */
 void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session *session);
 
-/* The same for a block that has left its session. */
+/* For the block table: free what nobody holds any more, in slices. */
+void kvd_session_table_bury_span(struct kvd_session_table *table, struct kvd_span *span);
 void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block);
 
 /* True while something buried still holds memory. */

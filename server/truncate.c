@@ -22,7 +22,7 @@ struct reopen_job {
     struct kvd_truncate *truncate;
     struct kvd_page *tiles;     /* ref: sealed */
     struct kvd_page *rows;      /* ref: to be filled */
-    struct kvd_page *tiles_new; /* ref: for the next seal, when readers hold `tiles`; or NULL */
+    struct kvd_page *tiles_new; /* ref: for the next seal, when others hold `tiles`; or NULL */
     uint32_t layer;
 };
 
@@ -124,15 +124,14 @@ static void reopen_run(struct kvd_job *job, void *scratch)
 static void reopen_commit(struct reopen_job *rj, uint32_t block_idx)
 {
     struct kvd_session *session = rj->truncate->session;
-    struct kvd_block_layer *bl = &session->blocks[block_idx]->layers[rj->layer];
 
-    KVARN_ASSERT(bl->tiles == rj->tiles);
+    KVARN_ASSERT(kvd_session_block(session, block_idx)->layers[rj->layer].tiles == rj->tiles);
     rj->rows->filled_tokens = (uint16_t)session->shape->group;
     rj->rows = kvd_session_swap_rows(session, rj->layer, block_idx, rj->rows);
     KVARN_ASSERT(rj->rows == NULL);
     if (rj->tiles_new != NULL) {
-        kvd_page_unref(&session->service->pages, bl->tiles);
-        bl->tiles = rj->tiles_new;
+        kvd_page_unref(&session->service->pages,
+            kvd_session_swap_tiles(session, rj->layer, block_idx, rj->tiles_new));
         rj->tiles_new = NULL;
     }
 }
@@ -161,6 +160,7 @@ static void lengths_commit(struct kvd_truncate *truncate)
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         session->layers[i].last_count = 0; /* those retries carry the old epoch */
+        kvd_session_drop_spare(session, i);
     }
     session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
     session->touched_ns = session->service->io->ops->now_ns(session->service->io);
@@ -235,11 +235,14 @@ static int reopen_prepare(
     *rj = (struct reopen_job){.truncate = truncate, .layer = layer};
     rj->job.run = reopen_run;
     rj->job.done = reopen_done;
-    struct kvd_page *tiles = session->blocks[block_idx]->layers[layer].tiles;
-    bool is_shared = tiles->refs > 1; /* a seal must not write what readers still walk */
+    int err = kvd_session_own_block(session, block_idx, why);
+    if (err != 0) {
+        return err;
+    }
+    struct kvd_page *tiles = kvd_session_block(session, block_idx)->layers[layer].tiles;
+    bool is_shared = tiles->refs > 1; /* a seal must not write what others still see */
     rj->tiles = kvd_page_ref(tiles);
-    int err =
-        kvd_page_take(pages, session->tenant_id, ls->rows_page_bytes, KVD_PAGE_TAIL, &rj->rows);
+    err = kvd_page_take(pages, session->tenant_id, ls->rows_page_bytes, KVD_PAGE_TAIL, &rj->rows);
     if (err == 0 && is_shared) {
         err = kvd_page_take(
             pages, session->tenant_id, ls->tile_page_bytes, KVD_PAGE_TILES, &rj->tiles_new);
@@ -249,6 +252,23 @@ static int reopen_prepare(
             session->service, ls->rows_page_bytes + ls->tile_page_bytes, why);
     }
     return 0;
+}
+
+/* The commit drops blocks and cannot fail: make the span that it cuts the session's own. */
+static int own_cut(const struct kvd_truncate *truncate, struct kvd_failure *why)
+{
+    struct kvd_session *session = truncate->session;
+    uint64_t longest = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        uint64_t cut = layer_cut(&session->layers[i], truncate->args.length);
+        longest = cut > longest ? cut : longest;
+    }
+    uint64_t kept = (longest + session->shape->group - 1) / session->shape->group;
+    if (kept % KVD_SPAN_BLOCKS == 0 || kept >= kvd_session_block_count(session)) {
+        return 0;
+    }
+    return kvd_session_own_span(session, (uint32_t)kept, why);
 }
 
 static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *why)
@@ -261,6 +281,9 @@ static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *w
     }
     if (err == 0) {
         err = check_window(truncate, why);
+    }
+    if (err == 0) {
+        err = own_cut(truncate, why);
     }
     for (uint32_t i = 0; err == 0 && i < session->shape->layer_count; i++) {
         uint32_t block_idx = layer_reopened(session, i, truncate->args.length);

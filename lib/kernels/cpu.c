@@ -68,14 +68,16 @@ static bool has_level(enum kvarn__isa isa)
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
 #include <sys/auxv.h>
 
-#define HWCAP_DOT_PRODUCT (1ul << 20) /* HWCAP_ASIMDDP */
+/* Dot products, and what else -march=armv8.2-a lets a compiler use: CRC, LSE, RDMA, DC CVAP. */
+#define HWCAPS_NEEDED (HWCAP_ASIMDDP | HWCAP_CRC32 | HWCAP_ATOMICS | HWCAP_ASIMDRDM | HWCAP_DCPOP)
 
 static bool has_level(enum kvarn__isa isa)
 {
     if (isa == KVARN__ISA_neon) {
-        return (getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCT) != 0;
+        return (getauxval(AT_HWCAP) & HWCAPS_NEEDED) == HWCAPS_NEEDED;
     }
     return isa == KVARN__ISA_scalar;
 }

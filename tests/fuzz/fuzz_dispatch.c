@@ -453,7 +453,7 @@ static void session_check(const struct kvd_session *session)
         KVARN_ASSERT(ly->pending == 0 && ly->pending_length == ly->length);
         KVARN_ASSERT(ly->sealed_blocks * group <= ly->length);
         KVARN_ASSERT(ly->dropped_blocks <= ly->sealed_blocks);
-        KVARN_ASSERT(session->block_count * group >= ly->length);
+        KVARN_ASSERT(kvd_session_block_count(session) * group >= ly->length);
     }
     KVARN_ASSERT(TAILQ_EMPTY(&session->ops));
 }

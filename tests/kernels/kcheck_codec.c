@@ -235,7 +235,7 @@ static double spread(struct kck *k, int side, bool of_columns)
     return high / fmax(low, 1e-8);
 }
 
-/* Least and largest of got / want. */
+/* Least and largest of got / want. Compared, since gcc 12 fails on fmin and fmax here (AArch64). */
 static void ratios_find(const struct kck *k, int slot, uint32_t count, double *low, double *high)
 {
     const float *want = at(&k->out[0][slot]), *got = at(&k->out[1][slot]);
@@ -244,8 +244,8 @@ static void ratios_find(const struct kck *k, int slot, uint32_t count, double *l
     *high = 0;
     for (uint32_t i = 0; i < count; i++) {
         double ratio = (double)got[i] / (double)want[i];
-        *low = fmin(*low, ratio);
-        *high = fmax(*high, ratio);
+        *low = ratio < *low ? ratio : *low;
+        *high = ratio > *high ? ratio : *high;
     }
 }
 

@@ -132,6 +132,79 @@ static void semantics_10_encoding_never_fails(void **state)
     printf("codec: %u hard tiles encoded, %u by falling back\n", tried, fell_back);
 }
 
+/*
+ * What may be given as a factor: that of a metric of few or many queries, of any size; numbers
+ * within a factor's bound that no metric gives; and numbers beyond it.
+ */
+static bool factor_fill(struct kvt_rng *rng, float *factor, uint32_t dim)
+{
+    const size_t count = (size_t)dim * dim;
+    float *a = kvt_alloc(count * sizeof(float)), *q = kvt_alloc(dim * sizeof(float));
+    void *scratch = kvt_alloc(kvarn_metric_factor_scratch_bytes(dim));
+    uint32_t kind = kvt_rng_below(rng, 4), queries = 1 + kvt_rng_below(rng, 8);
+    bool is_usable = true;
+
+    if (kind < 2) {
+        for (uint32_t i = 0; i < queries; i++) {
+            hard_rows_fill(rng, q, dim);
+            q[0] = 1e-3f; /* a metric that is all zero has no factor */
+            kvarn_metric_add(a, q, 1, dim);
+        }
+        assert_int_equal(kvarn_metric_factor(a, queries, dim, factor, scratch), 0);
+    } else {
+        for (size_t i = 0; i < count; i++) {
+            factor[i] = kvt_rng_below(rng, 2) == 0 ? 32.0f : -32.0f;
+        }
+        is_usable = kind == 2;
+        factor[kvt_rng_below(rng, (uint32_t)count)] *= is_usable ? 1.0f : NAN;
+    }
+    free(a);
+    free(q);
+    free(scratch);
+    return is_usable;
+}
+
+/* The same of aware, whatever the factor; and its bytes do not depend on what scratch held. */
+static void s13_aware_encodes_whatever_the_factor(void **state)
+{
+    struct kvt_rng rng = {.state = 5};
+    unsigned aware = 0, fell_back = 0;
+
+    (void)state;
+    for (unsigned i = 0; i < 300; i++) {
+        struct kvarn_tile_spec spec = kvt_spec(kvt_dims[i % KVT_DIMS_COUNT], i % 2);
+        size_t k_count = (size_t)spec.group * spec.k_dim, v_count = (size_t)spec.group * spec.v_dim;
+        size_t scratch_bytes = kvarn_encode_scratch_bytes(&spec);
+        float *k = kvt_alloc(k_count * sizeof(float)), *v = kvt_alloc(v_count * sizeof(float));
+        float *factor = kvt_alloc((size_t)spec.k_dim * spec.k_dim * sizeof(float));
+        uint8_t *record = kvt_alloc(kvarn_record_bytes(&spec));
+        uint8_t *tile = kvt_alloc(kvarn_tile_bytes(&spec));
+        void *scratch = kvt_alloc(scratch_bytes);
+        hard_rows_fill(&rng, k, k_count);
+        hard_rows_fill(&rng, v, v_count);
+        bool is_usable = factor_fill(&rng, factor, spec.k_dim);
+        memset(tile, 0xa5, kvarn_tile_bytes(&spec));
+        memset(scratch, 0xff, scratch_bytes);
+        enum kvarn_encoder used = kvarn_tile_encode_aware(&spec, factor, k, v, tile, scratch);
+        assert_true(is_usable || used != KVARN_ENCODER_AWARE);
+        aware += used == KVARN_ENCODER_AWARE;
+        fell_back += is_usable && used != KVARN_ENCODER_AWARE;
+        kvarn_tile_to_record(&spec, tile, record);
+        assert_int_equal(kvarn_record_validate(&spec, record, kvarn_record_bytes(&spec)), 0);
+        void *again = kvt_tile_make_aware(&spec, factor, k, v);
+        assert_memory_equal(tile, again, kvarn_tile_bytes(&spec));
+        free(k);
+        free(v);
+        free(factor);
+        free(record);
+        free(tile);
+        free(scratch);
+        free(again);
+    }
+    assert_true(aware > 100 && fell_back > 0);
+    printf("codec: %u hard tiles by aware, %u by falling back\n", aware, fell_back);
+}
+
 /* The same input gives the same bytes, whatever the scratch held before. */
 static void encoding_is_a_function_of_its_input(void **state)
 {
@@ -169,6 +242,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_is_within_half_a_step),
         cmocka_unit_test(semantics_10_encoding_never_fails),
+        cmocka_unit_test(s13_aware_encodes_whatever_the_factor),
         cmocka_unit_test(encoding_is_a_function_of_its_input),
     };
 

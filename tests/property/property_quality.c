@@ -19,8 +19,8 @@ static struct kvt_fidelity measure(enum kvarn_encoder encoder, const char *prese
     struct kvt_fidelity got;
 
     assert_int_equal(kvt_fidelity_measure(KVT_DATA_DIR, encoder, preset, &got), 0);
-    printf("%s encoder %d: relMSE K %.6f V %.6f output %.6f (%u tiles, %s)\n", preset, (int)encoder,
-        got.k, got.v, got.output, got.tiles, kvarn_cpu_active());
+    printf("%s encoder %d: relMSE K %.6f V %.6f output %.6f, KL %.6f (%u tiles, %s)\n", preset,
+        (int)encoder, got.k, got.v, got.output, got.kl, got.tiles, kvarn_cpu_active());
     return got;
 }
 
@@ -39,17 +39,37 @@ static void refined_meets_its_bars_and_beats_reference(void **state)
     assert_true(refined.k < 0.6 * reference.k);
     assert_true(refined.v < 0.6 * reference.v);
     assert_true(refined.output < 0.6 * reference.output);
+    /* NumPy over the same scores: 0.0665, and 0.0378 for this refined. */
+    assert_true(reference.kl > 0.065 && reference.kl < 0.068);
+    assert_true(refined.kl < 0.60 * reference.kl);
     struct kvt_fidelity by_default = measure(KVARN_ENCODER_DEFAULT, "k2v2");
     assert_true(by_default.k == refined.k && by_default.v == refined.v);
     assert_true(by_default.output == refined.output);
+}
+
+/* Another error of K, a hardly larger one, and much less of it where the queries look. */
+static void aware_keeps_little_of_refined_s_divergence(void **state)
+{
+    (void)state;
+    struct kvt_fidelity refined = measure(KVARN_ENCODER_REFINED, "k2v2");
+    struct kvt_fidelity aware = measure(KVARN_ENCODER_AWARE, "k2v2");
+    assert_true(aware.kl <= 0.60 * refined.kl);
+    assert_true(aware.kl > 0.018 && aware.kl < 0.022); /* NumPy: 0.0199 */
+    assert_true(aware.v == refined.v);
+    assert_true(aware.k > refined.k && aware.k < 1.15 * refined.k);
+    assert_true(aware.output < 0.75 * refined.output);
+    struct kvt_fidelity k4v2 = measure(KVARN_ENCODER_DEFAULT, "k4v2");
+    struct kvt_fidelity k4v2_aware = measure(KVARN_ENCODER_AWARE, "k4v2");
+    assert_true(k4v2_aware.k == k4v2.k && k4v2_aware.kl == k4v2.kl);
 }
 
 /* SEMANTICS 22: whatever the level, errors are within 1 % of scalar's. */
 static void s22_levels_agree_in_error(void **state)
 {
     static const char *const levels[] = {"scalar", "avx2", "avx512", "neon"};
-    static const enum kvarn_encoder encoders[] = {KVARN_ENCODER_REFERENCE, KVARN_ENCODER_REFINED};
-    struct kvt_fidelity want[2];
+    static const enum kvarn_encoder encoders[] = {
+        KVARN_ENCODER_REFERENCE, KVARN_ENCODER_REFINED, KVARN_ENCODER_AWARE};
+    struct kvt_fidelity want[3];
     char active[16];
     unsigned compared = 0;
 
@@ -60,16 +80,17 @@ static void s22_levels_agree_in_error(void **state)
             continue;
         }
         assert_int_equal(kvarn_cpu_init(levels[i], NULL, 0), 0);
-        for (size_t e = 0; e < 2; e++) {
+        for (size_t e = 0; e < 3; e++) {
             struct kvt_fidelity got = measure(encoders[e], "k2v2");
             want[e] = i == 0 ? got : want[e];
             assert_true(fabs(got.k / want[e].k - 1) < 0.01);
             assert_true(fabs(got.v / want[e].v - 1) < 0.01);
             assert_true(fabs(got.output / want[e].output - 1) < 0.01);
+            assert_true(fabs(got.kl / want[e].kl - 1) < 0.01);
             compared++;
         }
     }
-    assert_true(compared >= 2);
+    assert_true(compared >= 3);
     assert_int_equal(kvarn_cpu_init(active, NULL, 0), 0);
 }
 
@@ -90,6 +111,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refined_meets_its_bars_and_beats_reference),
+        cmocka_unit_test(aware_keeps_little_of_refined_s_divergence),
         cmocka_unit_test(s22_levels_agree_in_error),
         cmocka_unit_test(four_bits_are_better_than_two),
     };

@@ -141,13 +141,13 @@ static void ops_forget(struct world_session *ws)
     ws->last.token_count = 0;
 }
 
-/* Memory that an idle service holds for its sessions, block tables aside: they only grow. */
+/* Memory that an idle service holds for its sessions, block tables aside: they keep some room. */
 static uint64_t held_bytes(struct world *world)
 {
     (void)kvd_page_store_reclaim(&world->rig.service.pages, UINT64_MAX);
     uint64_t bytes = world->rig.service.budget.used_bytes;
     for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
-        bytes -= world->sessions[i].session->block_room * sizeof(void *);
+        bytes -= kvd_block_table_bytes(&world->sessions[i].session->table);
     }
     return bytes;
 }

@@ -1,11 +1,13 @@
 /* Error of an encoder on the recorded cache: see fidelity.h. */
 #include "tests/support/fidelity.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kvarn/attention.h"
+#include "lib/kernels/scalar/lanes.h"
 #include "tests/support/attention_f64.h"
 #include "tests/support/npy_read.h"
 #include "tests/support/tiles.h"
@@ -17,12 +19,15 @@
 #define GROUP    128
 #define Q_TOKENS 128
 #define LAYERS   6
+#define LEARNT   64 /* first of Q_TOKENS: aware's metric; the others' weights are compared */
+#define SCALE    0.125f
 
 static const int layers[LAYERS] = {0, 1, 7, 15, 22, 29};
 
 /* Squared errors and squares of K, V and attention output. */
 struct figures {
     double error[3], power[3];
+    double divergence; /* sum over KV heads */
     unsigned tiles;
 };
 
@@ -92,7 +97,7 @@ static void output_add(struct figures *figures, const float *q, const float *con
         .q_tokens = Q_TOKENS,
         .position = TOKENS - Q_TOKENS,
         .last = TOKENS,
-        .scale = 0.125f,
+        .scale = SCALE,
         .causal = true};
 
     kvt_attention_f64(&params, q, kv[0], kv[1], TOKENS, want, lse);
@@ -103,6 +108,72 @@ static void output_add(struct figures *figures, const float *q, const float *con
     }
 }
 
+/* Logarithms of the attention weights of one query over all tokens. */
+static void log_weights(const float *q, const float *k, double *dst)
+{
+    double max = -INFINITY, sum = 0;
+
+    for (size_t t = 0; t < TOKENS; t++) {
+        dst[t] = (double)(SCALE * kvarn__lanes_dot(q, k + t * DIM, DIM));
+        max = fmax(max, dst[t]);
+    }
+    for (size_t t = 0; t < TOKENS; t++) {
+        sum += exp(dst[t] - max);
+    }
+    for (size_t t = 0; t < TOKENS; t++) {
+        dst[t] -= max + log(sum);
+    }
+}
+
+/* Mean divergence of a KV head's attention weights. */
+static double head_divergence(const float *q, const float *k, const float *k_back)
+{
+    static double want[TOKENS], mine[TOKENS];
+    double sum = 0;
+
+    for (size_t h = 0; h < GQA; h++) {
+        for (size_t i = LEARNT; i < Q_TOKENS; i++) {
+            const float *row = q + (h * Q_TOKENS + i) * DIM;
+            log_weights(row, k, want);
+            log_weights(row, k_back, mine);
+            for (size_t t = 0; t < TOKENS; t++) {
+                sum += exp(want[t]) * (want[t] - mine[t]);
+            }
+        }
+    }
+    return sum / (GQA * (Q_TOKENS - LEARNT));
+}
+
+/* The factor of the metric of a KV head's first queries. */
+static float *head_factor(const float *q)
+{
+    float *a = kvt_alloc(DIM * DIM * sizeof(float)), *factor = kvt_alloc(DIM * DIM * sizeof(float));
+    void *scratch = kvt_alloc(kvarn_metric_factor_scratch_bytes(DIM));
+
+    for (size_t h = 0; h < GQA; h++) {
+        kvarn_metric_add(a, q + h * Q_TOKENS * DIM, LEARNT, DIM);
+    }
+    if (kvarn_metric_factor(a, GQA * LEARNT, DIM, factor, scratch) != 0) {
+        abort(); /* recorded queries have one */
+    }
+    free(a);
+    free(scratch);
+    return factor;
+}
+
+/* How tiles of one KV head are made. */
+struct how {
+    enum kvarn_encoder encoder;
+    float *factor; /* owned; NULL but for aware */
+};
+
+static void *tile_make(
+    const struct kvarn_tile_spec *spec, const struct how *how, const float *k, const float *v)
+{
+    return how->factor == NULL ? kvt_tile_make(spec, how->encoder, k, v)
+                               : kvt_tile_make_aware(spec, how->factor, k, v);
+}
+
 static void head_add(struct figures *figures, enum kvarn_encoder encoder,
     const struct kvarn_tile_spec *spec, const struct layer *layer, size_t head)
 {
@@ -110,11 +181,12 @@ static void head_add(struct figures *figures, enum kvarn_encoder encoder,
     const float *k = layer->k + head * count, *v = layer->v + head * count;
     const float *q = layer->q + head * GQA * Q_TOKENS * DIM;
     float *k_back = kvt_alloc(count * sizeof(float)), *v_back = kvt_alloc(count * sizeof(float));
+    struct how how = {encoder, encoder == KVARN_ENCODER_AWARE ? head_factor(q) : NULL};
 
     memcpy(k_back, k, count * sizeof(float));
     memcpy(v_back, v, count * sizeof(float));
     for (size_t at = block; at < count - block; at += block) {
-        void *tile = kvt_tile_make(spec, encoder, k + at, v + at);
+        void *tile = tile_make(spec, &how, k + at, v + at);
         kvarn_tile_decode(spec, tile, k_back + at, v_back + at);
         free(tile);
         figures->tiles++;
@@ -122,6 +194,8 @@ static void head_add(struct figures *figures, enum kvarn_encoder encoder,
     error_add(figures, 0, k_back + block, k + block, count - 2 * block);
     error_add(figures, 1, v_back + block, v + block, count - 2 * block);
     output_add(figures, q, (const float *const[]){k, v, k_back, v_back});
+    figures->divergence += head_divergence(q, k, k_back);
+    free(how.factor);
     free(k_back);
     free(v_back);
 }
@@ -149,6 +223,7 @@ int kvt_fidelity_measure(const char *dir, enum kvarn_encoder encoder, const char
         sum.k += figures.error[0] / figures.power[0] / LAYERS;
         sum.v += figures.error[1] / figures.power[1] / LAYERS;
         sum.output += figures.error[2] / figures.power[2] / LAYERS;
+        sum.kl += figures.divergence / KV_HEADS / LAYERS;
         sum.tiles += figures.tiles;
     }
     *ret_fidelity = sum;

@@ -445,10 +445,10 @@ static bool rows_equal(const struct kvt_model_layer *ml, const struct kvd_page *
 static void check_tiles(struct check *check, uint32_t layer, uint32_t b)
 {
     const struct kvt_model_layer *ml = &check->model->layers[layer];
-    const struct kvd_page *page = check->session->blocks[b]->layers[layer].tiles;
+    const struct kvd_page *page = kvd_session_block(check->session, b)->layers[layer].tiles;
     size_t bytes = ml->ls->tile_page_bytes;
 
-    if (page == NULL || check->session->blocks[b]->layers[layer].rows != NULL) {
+    if (page == NULL || kvd_session_block(check->session, b)->layers[layer].rows != NULL) {
         check_that(check, false, "a sealed block has other pages than its tiles", layer, b);
         return;
     }
@@ -460,7 +460,7 @@ static void check_tiles(struct check *check, uint32_t layer, uint32_t b)
 static void check_block(struct check *check, uint32_t layer, uint32_t b)
 {
     const struct kvt_model_layer *ml = &check->model->layers[layer];
-    const struct kvd_block *block = check->session->blocks[b];
+    const struct kvd_block *block = kvd_session_block(check->session, b);
     bool is_sink = b < sinks_of(check->model);
 
     if (b < ml->dropped_blocks) {
@@ -503,10 +503,10 @@ unsigned kvt_model_check(const struct kvt_model *model, const struct kvd_session
         longest = ml->length > longest ? ml->length : longest;
     }
     uint64_t blocks = (longest + model->shape->group - 1) / model->shape->group;
-    check_that(&check, session->block_count == blocks, "block count differs", 0, 0);
+    check_that(&check, kvd_session_block_count(session) == blocks, "block count differs", 0, 0);
     check_that(&check, TAILQ_EMPTY(&session->ops), "operations wait", 0, 0);
     for (uint32_t i = 0; i < model->shape->layer_count && check.wrong == 0; i++) {
-        for (uint32_t b = 0; b < session->block_count; b++) {
+        for (uint32_t b = 0; b < kvd_session_block_count(session); b++) {
             check_block(&check, i, b);
         }
     }

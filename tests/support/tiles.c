@@ -65,6 +65,17 @@ void *kvt_tile_make(
     return tile;
 }
 
+void *kvt_tile_make_aware(
+    const struct kvarn_tile_spec *spec, const float *k_factor, const float *k, const float *v)
+{
+    void *tile = kvt_alloc(kvarn_tile_bytes(spec));
+    void *scratch = kvt_alloc(kvarn_encode_scratch_bytes(spec));
+
+    (void)kvarn_tile_encode_aware(spec, k_factor, k, v, tile, scratch);
+    free(scratch);
+    return tile;
+}
+
 double kvt_rel_mse(const float *a, const float *b, size_t count)
 {
     double error = 0, power = 0;

@@ -31,6 +31,10 @@ void kvt_rows_fill(struct kvt_rng *rng, float *x, size_t rows, uint32_t head_dim
 void *kvt_tile_make(
     const struct kvarn_tile_spec *spec, enum kvarn_encoder encoder, const float *k, const float *v);
 
+/* The same by encoder aware. */
+void *kvt_tile_make_aware(
+    const struct kvarn_tile_spec *spec, const float *k_factor, const float *k, const float *v);
+
 /* sum (a - b)^2 / sum b^2; 0 where both are zero. */
 double kvt_rel_mse(const float *a, const float *b, size_t count);
 

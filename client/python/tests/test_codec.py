@@ -81,6 +81,74 @@ def test_refined_beats_reference(impl):
     assert len(ratios) == 12 and np.mean(ratios) < 0.65, ratios
 
 
+def recorded(layer, head):
+    """(k [128, 64], queries [2, 192, 64]: earlier and later ones) of tests/data/kv, float32."""
+    load = [np.load(ROOT / "tests" / "data" / "kv" / f"layer{layer:02}_{x}.npy") for x in "kq"]
+    k, q = (x.astype(np.float32) for x in load)
+    q = q[3 * head:3 * head + 3]
+    return k[head, 384:512], np.stack([q[:, :64].reshape(-1, 64), q[:, 64:].reshape(-1, 64)])
+
+
+def logit_error(impl, spec, record, k, q):
+    """Mean squared error of q.k, which rotation keeps."""
+    return ((impl.rotate(q) @ (impl.decode(spec, record)[0] - impl.rotate(k)).T) ** 2).mean()
+
+
+def test_aware_errs_where_queries_do_not_look(impl):
+    """lib/FORMAT.md 7.4: scales and V of refined, K better for queries like the metric's."""
+    spec, ratios = codec.TileSpec(64, 64), []
+    for layer in (1, 15, 29):
+        for head in range(3):
+            k, (before, after) = recorded(layer, head)
+            metric = impl.query_metric(before)
+            assert metric.shape == (64, 64) and (metric == metric.T).all()
+            refined = impl.encode(spec, k, k, "refined")
+            aware = impl.encode(spec, k, k, "aware", metric=metric)
+            one, two = codec.split(spec, refined), codec.split(spec, aware)
+            for name in ("k_scale", "k_zero", "k_token", "v_codes", "v_scale", "v_zero"):
+                assert (getattr(one, name) == getattr(two, name)).all()
+            ratios.append(logit_error(impl, spec, aware, k, after)
+                          / logit_error(impl, spec, refined, k, after))
+    assert np.mean(ratios) < 0.6, ratios
+
+
+def test_aware_native_equals_numpy():
+    """Scales are refined's, which differ a little; held to the logits' error: SEMANTICS.md 22."""
+    one, two = codec.NumpyCodec(), native()
+    spec = codec.TileSpec(64, 64)
+    pairs = [recorded(layer, head) for layer in (1, 15) for head in range(3)]
+    k, q = np.stack([p[0] for p in pairs]), np.stack([p[1][0] for p in pairs])
+    metrics = one.query_metric(q)
+    assert np.allclose(metrics, two.query_metric(q), rtol=1e-4, atol=1e-4 * metrics.max())
+    mine, theirs = (x.encode(spec, k, k, "aware", metric=metrics) for x in (one, two))
+    assert mine.shape == (6, spec.record_bytes)
+    errors = np.array([[logit_error(one, spec, r, k[i], q[i]) for i, r in enumerate(records)]
+                       for records in (mine, theirs)])
+    assert np.abs(errors[1].sum() / errors[0].sum() - 1) < 0.05, errors
+    alone = two.encode(spec, k[2], k[2], "aware", metric=metrics[2])
+    assert (alone == theirs[2]).all()  # each tile took its own metric
+
+
+def test_what_is_no_metric_is_refused(impl):
+    spec, random = codec.TileSpec(64, 64), np.random.default_rng(9)
+    k, metric = random.standard_normal((128, 64)), impl.query_metric(np.eye(64))
+    impl.encode(spec, k, k, "aware", metric=metric)
+    for bad in (metric * np.nan, metric * 0, -metric):
+        with pytest.raises(ValueError, match="metric"):
+            impl.encode(spec, k, k, "aware", metric=bad)
+    with pytest.raises(ValueError, match="expected a metric"):
+        impl.encode(spec, k, k, "aware", metric=metric[:32])
+    for encoder, given in (("aware", None), ("refined", metric)):
+        with pytest.raises(ValueError, match="aware"):
+            impl.encode(spec, k, k, encoder, metric=given)
+    for q, what in ((np.full((2, 64), np.inf), "q: a value"), (np.zeros((0, 64)), "queries"),
+                    (np.zeros((4, 60)), "k_dim")):
+        with pytest.raises(ValueError, match=what):
+            impl.query_metric(q)
+    four = codec.TileSpec(64, 64, 128, 4, 2)  # 4-bit K is reference
+    assert (impl.encode(four, k, k, "aware", metric=metric) == impl.encode(four, k, k)).all()
+
+
 def test_native_equals_numpy():
     spec, random = codec.TileSpec(96, 64, 64, 4, 2), np.random.default_rng(5)
     k, v = random.standard_normal((3, 2, 64, 96)), random.standard_normal((3, 2, 64, 64))

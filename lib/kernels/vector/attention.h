@@ -132,25 +132,32 @@ VF_INLINE void block_run(const struct product *product, uint32_t first, uint32_t
     }
 }
 
-/* Loops of constant shape over all columns: whole ones at once, then one register a time. */
-#define COLUMNS_RUN(name, of_codes, query_rows, vecs)                         \
-    static __attribute__((noinline)) void name(                               \
-        const struct product *product, uint32_t first, uint32_t columns)      \
-    {                                                                         \
-        uint32_t at = 0;                                                      \
-        KVARN_ASSERT((product->source->codes != NULL) == (of_codes));         \
-        if ((product->source->codes != NULL) != (of_codes)) {                 \
-            __builtin_unreachable();                                          \
-        }                                                                     \
-        for (; at + (vecs)*VF_LANES <= columns; at += (vecs)*VF_LANES) {      \
-            block_run(product, first, query_rows, at, vecs, (vecs)*VF_LANES); \
-        }                                                                     \
-        for (; at + VF_LANES <= columns; at += VF_LANES) {                    \
-            block_run(product, first, query_rows, at, 1, VF_LANES);           \
-        }                                                                     \
-        if (at < columns) {                                                   \
-            block_run(product, first, query_rows, at, 1, columns - at);       \
-        }                                                                     \
+/*
+ * Loops of constant shape over all columns: whole ones at once, then one register a time. What is
+ * multiplied is copied, so that stores of results cannot change it as far as a compiler knows, and
+ * whether it is codes is settled once.
+ */
+#define COLUMNS_RUN(name, of_codes, query_rows, vecs)                          \
+    static __attribute__((noinline)) void name(                                \
+        const struct product *whole, uint32_t first, uint32_t columns)         \
+    {                                                                          \
+        const struct source source = *whole->source;                           \
+        struct product product = *whole;                                       \
+        uint32_t at = 0;                                                       \
+        product.source = &source;                                              \
+        KVARN_ASSERT((source.codes != NULL) == (of_codes));                    \
+        if ((source.codes != NULL) != (of_codes)) {                            \
+            __builtin_unreachable();                                           \
+        }                                                                      \
+        for (; at + (vecs)*VF_LANES <= columns; at += (vecs)*VF_LANES) {       \
+            block_run(&product, first, query_rows, at, vecs, (vecs)*VF_LANES); \
+        }                                                                      \
+        for (; at + VF_LANES <= columns; at += VF_LANES) {                     \
+            block_run(&product, first, query_rows, at, 1, VF_LANES);           \
+        }                                                                      \
+        if (at < columns) {                                                    \
+            block_run(&product, first, query_rows, at, 1, columns - at);       \
+        }                                                                      \
     }
 COLUMNS_RUN(codes_run_1, true, 1, SUM_WIDE_1)
 COLUMNS_RUN(codes_run_2, true, 2, SUM_WIDE_2)

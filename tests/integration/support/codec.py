@@ -1,8 +1,8 @@
 """The codec of lib/FORMAT.md in plain NumPy, written for reading: what the daemon is held to.
 
 One tile is one KV head over `group` tokens: K as [head_dim, group] (rows are channels), V as
-[group, head_dim] (rows are tokens), both rotated. Encoders `reference` and `refined`; the decoder
-is bit-equal to libkvarn's scalar code: the same float operations in the same order.
+[group, head_dim] (rows are tokens), both rotated. Encoders `reference`, `refined` and `aware`; the
+decoder is bit-equal to libkvarn's scalar code: the same float operations in the same order.
 """
 import numpy as np
 
@@ -115,13 +115,39 @@ def _encode_refined(tile):
     return _round(tile / col, step, low).astype(np.uint8), step[:, 0], low[:, 0], col[0]
 
 
-def encode_plane(tile, bits, encoder):
-    """(codes [R, C] u8, scale [R], zero [R], other [C] as fp16) of a rotated plane [R, C]."""
+def metric_factor(metric):
+    """FORMAT.md 7.4: R of A' = R E R^T, float32; metric [D, D] is the mean of q' q'^T."""
+    a = metric.astype(np.float64)
+    a = a + np.diag(a).mean() * np.eye(len(a))
+    root = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]  # upper, from the last row up
+    return (root / np.diag(root)).astype(F)
+
+
+def round_aware(tile, scale, zero, other, factor):
+    """FORMAT.md 7.4: codes [D, G] of a rotated K plane by scales that are halves."""
+    scale, zero, other = (a.astype(F) for a in (scale, zero, other))
+    tile, codes = tile.astype(F), np.empty(tile.shape, np.uint8)
+    error = np.zeros_like(tile)
+    for d, row in enumerate(tile):
+        want = row + factor[:d, d] @ error[:d]
+        codes[d] = _round(want / other, scale[d], zero[d])
+        error[d] = row - (codes[d] * scale[d] + zero[d]) * other
+    return codes
+
+
+def encode_plane(tile, bits, encoder, metric=None):
+    """(codes [R, C] u8, scale [R], zero [R], other [C] as fp16) of a rotated plane [R, C].
+
+    `aware` takes the metric [R, R] of K's queries; without one it is `refined`.
+    """
     if encoder == "reference" or bits != 2:
         codes, scale, zero, col = _encode_reference(tile, bits)
     else:
         codes, scale, zero, col = _encode_refined(tile)
-    return (codes, *(np.float16(a) for a in (scale, zero, col)))
+    scale, zero, col = (np.float16(a) for a in (scale, zero, col))
+    if encoder == "aware" and bits == 2 and metric is not None:
+        codes = round_aware(tile, scale, zero, col, metric_factor(metric))
+    return codes, scale, zero, col
 
 
 def decode_plane(codes, scale, zero, other):
@@ -130,10 +156,25 @@ def decode_plane(codes, scale, zero, other):
         * other.astype(F)[None, :]
 
 
-def roundtrip(k, v, k_bits, v_bits, encoder):
+def roundtrip(k, v, k_bits, v_bits, encoder, metric=None):
     """What rotated K [G, Dk] and V [G, Dv] decode to: float32 (K, V), rotated."""
-    return (decode_plane(*encode_plane(k.T, k_bits, encoder)).T,
+    return (decode_plane(*encode_plane(k.T, k_bits, encoder, metric)).T,
             decode_plane(*encode_plane(v, v_bits, encoder)))
+
+
+def pack(codes, bits):
+    n = 8 // bits
+    shifts = (np.arange(n) * bits).astype(np.uint8)
+    return (codes.reshape(*codes.shape[:-1], -1, n) << shifts).sum(-1).astype(np.uint8)
+
+
+def encode_record(k, v, k_bits, v_bits, encoder, metric=None):
+    """A record (FORMAT.md 4) of rotated K [G, Dk] and V [G, Dv]."""
+    k_codes, *k_halves = encode_plane(k.T, k_bits, encoder, metric)
+    v_codes, v_scale, v_zero, v_channel = encode_plane(v, v_bits, encoder)
+    parts = [pack(k_codes, k_bits), *k_halves, pack(v_codes, v_bits), v_channel, v_scale, v_zero]
+    data = b"".join(part.tobytes() for part in parts)
+    return data.ljust(record_bytes(k.shape[1], v.shape[1], len(k), k_bits, v_bits), b"\0")
 
 
 def unpack(packed, bits):

@@ -25,11 +25,11 @@ static void test_s01_sink_blocks_stay_halves(void **state)
     kvt_case_init(&c, NULL, 0);
     kvt_case_grow(&c, 64);
     kvt_case_grow(&c, 200);
-    const struct kvd_block_layer *bl = &c.session->blocks[0]->layers[0];
+    const struct kvd_block_layer *bl = &kvd_session_block(c.session, 0)->layers[0];
     assert_non_null(bl->rows);
     assert_null(bl->tiles);
     assert_int_equal(bl->rows->page_class, KVD_PAGE_SINK);
-    assert_null(c.session->blocks[1]->layers[0].rows);
+    assert_null(kvd_session_block(c.session, 1)->layers[0].rows);
     kvt_case_fini(&c);
 }
 
@@ -501,7 +501,7 @@ static void test_s18_blocks_are_reserved_over_several_turns(void **state)
     kvt_append_fill(&append);
     kvt_model_append(&c.model, &append);
     assert_int_equal(kvt_append_begin(&c.rig, &append), 0);
-    uint32_t blocks = c.session->block_count;
+    uint32_t blocks = kvd_session_block_count(c.session);
     unsigned turns = 0;
     assert_true(blocks > 0 && blocks < 10);
     /* What comes in between waits for its turn on these layers. */
@@ -510,10 +510,10 @@ static void test_s18_blocks_are_reserved_over_several_turns(void **state)
     kvt_append_fill(&next);
     kvt_model_append(&c.model, &next);
     assert_int_equal(kvt_append_begin(&c.rig, &next), 0);
-    while (c.session->block_count < 32) {
+    while (kvd_session_block_count(c.session) < 32) {
         (void)kvd_io_fake_turn(c.rig.fake);
-        assert_true(c.session->block_count <= blocks + 6);
-        blocks = c.session->block_count;
+        assert_true(kvd_session_block_count(c.session) <= blocks + 6);
+        blocks = kvd_session_block_count(c.session);
         turns++;
     }
     assert_true(turns > 4);
@@ -592,7 +592,7 @@ static void test_session_dropped_while_jobs_are_in_flight(void **state)
     assert_int_equal(attend.outcome.why.err, KVARN_ENOT_FOUND);
     kvt_attend_fini(&attend);
     /* Its pages are back, though the handle is still held. */
-    assert_int_equal(session->block_count, 0);
+    assert_int_equal(kvd_session_block_count(session), 0);
     kvd_session_unref(session);
     kvt_rig_fini(&rig);
 }

@@ -53,11 +53,11 @@ static void test_s05_the_first_layer_reserves_for_all(void **state)
     append.layer_first = 1;
     append.layer_count = 1;
     kvt_case_store(&c, append);
-    assert_int_equal(c.session->block_count, 2);
+    assert_int_equal(kvd_session_block_count(c.session), 2);
     for (uint32_t i = 0; i < 3; i++) {
-        assert_non_null(c.session->blocks[0]->layers[i].rows);
-        assert_non_null(c.session->blocks[1]->layers[i].rows);
-        assert_non_null(c.session->blocks[1]->layers[i].tiles);
+        assert_non_null(kvd_session_block(c.session, 0)->layers[i].rows);
+        assert_non_null(kvd_session_block(c.session, 1)->layers[i].rows);
+        assert_non_null(kvd_session_block(c.session, 1)->layers[i].tiles);
     }
     /* So the rest of these blocks needs no memory for pages. */
     c.rig.source.is_empty = true;
@@ -111,12 +111,12 @@ static void test_s05_many_blocks_are_refused_whole(void **state)
 
     kvt_case_init(&c, &(struct kvt_rig_options){.shape = &wide, .memory_limit = 16 * MIB}, 0);
     kvt_case_grow(&c, 200);
-    uint64_t before = held(&c) - c.session->block_room * sizeof(void *);
+    uint64_t before = held(&c) - kvd_block_table_bytes(&c.session->table);
     struct kvt_append append = kvt_append_of(c.session, 2000, 1);
     (void)kvt_case_refuse(&c, append, KVARN_ENOSPC);
     kvt_rig_settle(&c.rig);
-    assert_int_equal(held(&c) - c.session->block_room * sizeof(void *), before);
-    assert_int_equal(c.session->block_count, 2);
+    assert_int_equal(held(&c) - kvd_block_table_bytes(&c.session->table), before);
+    assert_int_equal(kvd_session_block_count(c.session), 2);
     kvt_case_fini(&c);
 }
 
@@ -157,7 +157,7 @@ static void test_s05_copy_on_write_without_room_is_retried(void **state)
 
     kvt_case_init(&c, &(struct kvt_rig_options){.shape = &kvt_shape_large}, 0);
     kvt_case_grow(&c, 200);
-    struct kvd_page *page = kvd_page_ref(c.session->blocks[1]->layers[0].rows);
+    struct kvd_page *page = kvd_page_ref(kvd_session_block(c.session, 1)->layers[0].rows);
     uint8_t *seen = kvt_alloc(c.rig.shape->layers[0].rows_page_bytes);
     memcpy(seen, page->data, c.rig.shape->layers[0].rows_page_bytes);
     assert_false(kvt_case_cut(&c, 190));
@@ -177,7 +177,7 @@ static void test_s05_copy_on_write_without_room_is_retried(void **state)
         kvd_page_unref(&c.rig.service.pages, fill[--filled]);
     }
     kvt_case_store(&c, append);
-    assert_ptr_not_equal(c.session->blocks[1]->layers[0].rows, page);
+    assert_ptr_not_equal(kvd_session_block(c.session, 1)->layers[0].rows, page);
     assert_memory_equal(seen, page->data, c.rig.shape->layers[0].rows_page_bytes);
     kvd_page_unref(&c.rig.service.pages, page);
     free(seen);

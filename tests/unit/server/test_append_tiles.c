@@ -159,7 +159,7 @@ static void test_s02_records_behind_open_blocks_seal_them(void **state)
     kvt_case_init(&c, NULL, 64);
     kvt_case_grow(&c, 192);
     assert_int_equal(c.session->layers[0].sealed_blocks, 2);
-    assert_non_null(c.session->blocks[2]->layers[0].rows);
+    assert_non_null(kvd_session_block(c.session, 2)->layers[0].rows);
     zeros_init(&copy, c.session, 0, 2);
     kvt_model_tiles(&c.model, &copy.tiles);
     assert_int_equal(kvt_tiles_begin(&c.rig, &copy.tiles), 0);

@@ -44,9 +44,9 @@ static void fixture_fini(struct fixture *fx)
     kvt_rig_fini(&fx->rig);
 }
 
-static struct kvd_block_layer *block_layer(const struct fixture *fx, uint32_t block_idx)
+static const struct kvd_block_layer *block_layer(const struct fixture *fx, uint32_t block_idx)
 {
-    return &fx->session->blocks[block_idx]->layers[0];
+    return &kvd_session_block(fx->session, block_idx)->layers[0];
 }
 
 static struct kvd_append_unit unit_of(const struct fixture *fx, uint64_t start, uint32_t count)

@@ -445,7 +445,7 @@ static struct kvd_page *tiles_of(struct rpc_rig *rig, uint32_t layer, uint32_t b
         kvd_session_table_find(&rig->host.service.sessions, KVD_TENANT_DEFAULT, "s");
 
     assert_non_null(session);
-    return session->blocks[block]->layers[layer].tiles;
+    return kvd_session_block(session, block)->layers[layer].tiles;
 }
 
 static void test_s14_page_that_changed_is_a_miss(void **state)

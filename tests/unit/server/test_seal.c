@@ -38,7 +38,7 @@ static uint64_t metric(const struct kvt_case *c, enum kvd_metric metric)
 /* Encoder of the sealed page of a block. */
 static enum kvarn_encoder encoder_of(const struct kvt_case *c, uint32_t block_idx)
 {
-    return (enum kvarn_encoder)c->session->blocks[block_idx]->layers[0].tiles->encoder;
+    return (enum kvarn_encoder)kvd_session_block(c->session, block_idx)->layers[0].tiles->encoder;
 }
 
 static void test_s13_the_session_chooses_the_encoder(void **state)
@@ -130,6 +130,7 @@ static void test_s10_a_tile_that_refined_cannot_do_is_sealed_and_counted(void **
 
 static void test_s02_prepare_counts_what_will_be_due(void **state)
 {
+    struct kvd_failure why = {0};
     struct kvt_case c;
     struct kvd_seal_list seals = SLIST_HEAD_INITIALIZER(seals);
     (void)state;
@@ -150,8 +151,8 @@ static void test_s02_prepare_counts_what_will_be_due(void **state)
     };
     for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         kvt_alloc_fail_at(0);
-        assert_int_equal(
-            kvd_seal_prepare(&seals, c.session, cases[i].layer, cases[i].length, cases[i].records),
+        assert_int_equal(kvd_seal_prepare(&seals, c.session, cases[i].layer, cases[i].length,
+                             cases[i].records, &why),
             0);
         assert_int_equal(kvt_alloc_calls(), cases[i].count);
         assert_int_equal(SLIST_EMPTY(&seals), cases[i].count == 0);
@@ -160,7 +161,8 @@ static void test_s02_prepare_counts_what_will_be_due(void **state)
     }
     kvt_alloc_fail_at(3);
     assert_int_equal(
-        kvd_seal_prepare(&seals, c.session, 0, 1000, (struct kvd_block_range){0, 0}), KVARN_ENOMEM);
+        kvd_seal_prepare(&seals, c.session, 0, 1000, (struct kvd_block_range){0, 0}, &why),
+        KVARN_ENOMEM);
     kvt_alloc_fail_at(0);
     kvd_seal_list_fini(&seals);
     kvt_case_fini(&c);

@@ -92,7 +92,7 @@ static void learn(struct kvt_rig *rig, uint64_t seed)
 
 static const struct kvd_page *tiles_of(const struct kvd_session *session, uint32_t block_idx)
 {
-    return session->blocks[block_idx]->layers[0].tiles;
+    return kvd_session_block(session, block_idx)->layers[0].tiles;
 }
 
 static void test_s13_aware_once_enough_queries_are_known(void **state)
@@ -144,10 +144,10 @@ static void test_the_tile_is_made_with_the_versions_factor(void **state)
     learn(&rig, 2);
     grow(&rig, session, 127);
     const struct kvd_layer_shape *ls = &rig.shape->layers[0];
-    const struct kvd_page *rows = kvd_page_ref(session->blocks[1]->layers[0].rows);
+    const struct kvd_page *rows = kvd_page_ref(kvd_session_block(session, 1)->layers[0].rows);
     grow(
         &rig, session, 1); /* the row page that is held is copied; 63 of its rows are the block's */
-    const uint8_t *data = session->blocks[1]->layers[0].tiles->data;
+    const uint8_t *data = kvd_session_block(session, 1)->layers[0].tiles->data;
     struct kvd_metric_sum *version =
         kvd_metric_pick(kvd_metric_store_find(&rig.service.query_metrics, rig.shape), 0);
     struct kvt_append append = kvt_append_of(session, 1, 128);
@@ -250,7 +250,8 @@ static uint64_t script_digest(unsigned workers, uint64_t jitter_seed)
     for (unsigned s = 0; s < 2; s++) {
         for (uint32_t b = 1; b < sessions[s]->layers[0].sealed_blocks; b++) {
             for (uint32_t layer = 0; layer < 2; layer++) {
-                const struct kvd_page *page = sessions[s]->blocks[b]->layers[layer].tiles;
+                const struct kvd_page *page =
+                    kvd_session_block(sessions[s], b)->layers[layer].tiles;
                 uint64_t words[] = {digest, page->checksum, page->encoder, page->metric_version};
                 digest = XXH3_64bits(words, sizeof(words));
             }

@@ -185,14 +185,14 @@ static void test_s11_a_session_is_freed_block_by_block(void **state)
     struct kvd_session *session = kvt_session_open(&rig, NULL, 0);
     struct kvt_append append = kvt_append_of(session, 600, 1); /* 10 blocks */
     assert_int_equal(kvt_append_now(&rig, &append), 0);
-    kvd_session_unref(session);
-    LIST_REMOVE(session, dead_link); /* from the reaper: ours to free */
-    assert_int_equal(session->refs, 0);
-    assert_false(kvd_session_free_some(session, 1));
-    assert_int_equal(session->block_count, 9);
-    assert_false(kvd_session_free_some(session, 7)); /* layers: three blocks */
-    assert_int_equal(session->block_count, 6);
-    assert_true(kvd_session_free_some(session, SIZE_MAX));
+    uint64_t pages = rig.service.pages.classes[KVD_PAGE_TILES].pages;
+    kvd_session_clear(session); /* lets go of the blocks, and frees none yet */
+    assert_int_equal(kvd_session_block_count(session), 0);
+    assert_int_equal(rig.service.pages.classes[KVD_PAGE_TILES].pages, pages);
+    assert_true(kvd_session_table_has_dead(&rig.service.sessions));
+    kvt_rig_settle(&rig);
+    assert_int_equal(rig.service.pages.classes[KVD_PAGE_TILES].pages, 0);
+    kvt_session_drop(&rig, session);
     kvt_rig_fini(&rig);
 }
 

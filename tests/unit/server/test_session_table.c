@@ -114,7 +114,7 @@ static void test_a_dropped_session_is_freed_though_it_is_held(void **state)
     assert_int_equal(fx.table->count, 0);
     assert_true(kvd_session_table_has_dead(fx.table));
     kvt_rig_settle(&fx.rig);
-    assert_int_equal(session->block_count, 0);
+    assert_int_equal(kvd_session_block_count(session), 0);
     assert_int_equal(session->refs, 1);
     assert_false(kvd_session_table_has_dead(fx.table));
     kvd_session_unref(session);
@@ -151,7 +151,7 @@ static void test_s11_the_reaper_works_in_slices(void **state)
         sessions[i] = kvt_session_open(&fx.rig, NULL, 0);
         struct kvt_append append = kvt_append_of(sessions[i], 2000, i);
         assert_int_equal(kvt_append_now(&fx.rig, &append), 0);
-        blocks += sessions[i]->block_count;
+        blocks += kvd_session_block_count(sessions[i]);
     }
     uint64_t used = fx.rig.service.pages.classes[KVD_PAGE_TILES].pages;
     kvd_io_fake_set_tick(fx.rig.fake, 50000); /* a block seems to take 50 us */

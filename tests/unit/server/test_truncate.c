@@ -162,7 +162,7 @@ static void test_s04_a_cut_to_nothing_needs_nothing(void **state)
     kvt_case_grow(&c, 600);
     assert_true(c.session->layers[2].dropped_blocks > 0);
     assert_false(kvt_case_cut(&c, 0));
-    assert_int_equal(c.session->block_count, 0);
+    assert_int_equal(kvd_session_block_count(c.session), 0);
     assert_int_equal(c.session->layers[2].dropped_blocks, 0);
     kvt_case_grow(&c, 300);
     kvt_case_fini(&c);

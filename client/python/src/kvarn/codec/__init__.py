@@ -23,7 +23,7 @@ from kvarn.codec._numpy import NumpyCodec
 from kvarn.codec._record import Planes, TileSpec, join, pack, split, unpack
 
 __all__ = ["NativeCodec", "NumpyCodec", "Planes", "TileSpec", "decode", "default", "encode",
-           "find_library", "join", "pack", "rotate", "split", "unpack"]
+           "find_library", "join", "pack", "query_metric", "rotate", "split", "unpack"]
 
 NDArray = np.ndarray[Any, Any]
 
@@ -40,15 +40,28 @@ def rotate(x: NDArray) -> NDArray:
     return default().rotate(x)
 
 
+def query_metric(q: NDArray, rotated: bool = False) -> NDArray:
+    """What encoder "aware" rounds K by: float32 [..., k_dim, k_dim] of queries [..., rows, k_dim].
+
+    The mean of q' q'^T over rotated queries of one KV head (of all query heads that read it). A few
+    hundred rows of any text do. rotated: q is already. Raises ValueError for numbers that are not
+    finite or beyond 32,768 once rotated.
+    """
+    return default().query_metric(q, rotated)
+
+
 def encode(spec: TileSpec, k: NDArray, v: NDArray, encoder: str = "default",
-           rotated: bool = False) -> NDArray:
+           rotated: bool = False, metric: NDArray | None = None) -> NDArray:
     """Records of k [..., group, k_dim] and v [..., group, v_dim]: uint8 [..., record_bytes].
 
-    encoder: "reference" (the paper's codes), "refined" (least squares; 4-bit planes as reference)
-    or "default" (refined for 2-bit planes, reference for 4-bit ones). rotated: k and v are already.
-    Raises ValueError for numbers that are not finite or beyond 32,768 once rotated.
+    encoder: "reference" (the paper's codes), "refined" (least squares; 4-bit planes as reference),
+    "default" (refined for 2-bit planes, reference for 4-bit ones) or "aware" (refined, but 2-bit K
+    rounded by what its queries look like). rotated: k and v are already. metric: for aware, and
+    only for it, query_metric() of this KV head, [k_dim, k_dim] or with k's leading axes before.
+    Raises ValueError for numbers that are not finite or beyond 32,768 once rotated, and for a
+    metric that is none.
     """
-    return default().encode(spec, k, v, encoder, rotated)
+    return default().encode(spec, k, v, encoder, rotated, metric)
 
 
 def decode(spec: TileSpec, records: NDArray) -> tuple[NDArray, NDArray]:

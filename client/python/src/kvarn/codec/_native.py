@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kvarn.codec._numpy import ENCODERS, check_records, check_rows
+from kvarn.codec._numpy import (ENCODERS, METRIC_REFUSED, check_metric, check_queries,
+                                check_records, check_rows)
 from kvarn.codec._record import TileSpec
 
 NDArray = np.ndarray[Any, Any]
@@ -65,6 +66,12 @@ class NativeCodec:
                     ("kvarn_encode_scratch_bytes", size, [spec]),
                     ("kvarn_tile_encode", ctypes.c_int,
                      [spec, ctypes.c_int, pointer, pointer, pointer, pointer]),
+                    ("kvarn_metric_add", None, [pointer, pointer, size, ctypes.c_uint32]),
+                    ("kvarn_metric_factor_scratch_bytes", size, [ctypes.c_uint32]),
+                    ("kvarn_metric_factor", ctypes.c_int,
+                     [pointer, ctypes.c_double, ctypes.c_uint32, pointer, pointer]),
+                    ("kvarn_tile_encode_aware", ctypes.c_int,
+                     [spec, pointer, pointer, pointer, pointer, pointer]),
                     ("kvarn_tile_decode", None, [spec, pointer, pointer, pointer]),
                     ("kvarn_tile_from_record", None, [spec, pointer, pointer]),
                     ("kvarn_tile_to_record", None, [spec, pointer, pointer]),
@@ -85,17 +92,41 @@ class NativeCodec:
             self._c.kvarn_rotate(_at(y), y.size // y.shape[-1], y.shape[-1])
         return y
 
+    def query_metric(self, q: NDArray, rotated: bool = False) -> NDArray:
+        """As kvarn.codec.query_metric."""
+        q = np.ascontiguousarray(check_queries(self, q, rotated))
+        rows, dim = q.shape[-2:]
+        sums = np.zeros((*q.shape[:-2], dim, dim), np.float32)
+        for a, x in zip(sums.reshape(-1, dim, dim), q.reshape(-1, rows, dim)):
+            self._c.kvarn_metric_add(_at(a), _at(x), rows, dim)
+        upper = np.triu(sums)  # what is below the diagonal may be anything
+        return np.asarray((upper + np.triu(sums, 1).swapaxes(-1, -2)) / np.float32(rows))
+
+    def _factor(self, metric: NDArray) -> NDArray:
+        """The factor of one metric [dim, dim]; aligned."""
+        dim, a = len(metric), np.ascontiguousarray(metric)
+        factor = _aligned(a.nbytes)
+        scratch = _aligned(self._c.kvarn_metric_factor_scratch_bytes(dim))
+        if self._c.kvarn_metric_factor(_at(a), 1, dim, _at(factor), _at(scratch)) != 0:
+            raise ValueError(METRIC_REFUSED)
+        return factor
+
     def encode(self, spec: TileSpec, k: NDArray, v: NDArray, encoder: str = "default",
-               rotated: bool = False) -> NDArray:
+               rotated: bool = False, metric: NDArray | None = None) -> NDArray:
         """As kvarn.codec.encode."""
         k, v, lead = check_rows(self, spec, k, v, encoder, rotated)
+        metrics, which = check_metric(spec, lead, encoder, metric)
+        factors = [self._factor(a) for a in metrics]
         k, v, c = np.ascontiguousarray(k), np.ascontiguousarray(v), self._spec(spec)
         tile = _aligned(self._c.kvarn_tile_bytes(c))
         scratch = _aligned(self._c.kvarn_encode_scratch_bytes(c))
         out = np.empty((len(k), spec.record_bytes), np.uint8)
         for i in range(len(k)):
-            self._c.kvarn_tile_encode(c, ENCODERS.index(encoder), _at(k[i]), _at(v[i]), _at(tile),
-                                      _at(scratch))
+            rest = _at(k[i]), _at(v[i]), _at(tile), _at(scratch)
+            if factors:
+                self._c.kvarn_tile_encode_aware(c, _at(factors[which[i]]), *rest)
+            else:
+                self._c.kvarn_tile_encode(c, ENCODERS.index(encoder), *rest)
             self._c.kvarn_tile_to_record(c, _at(tile), _at(out[i]))
         return out.reshape(*lead, -1)
 

@@ -5,6 +5,7 @@ scale and a zero point, columns a factor.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ STD_MIN, STD_MAX = 1e-3, 1e3  # of a row or column
 LOG_SCALE_MIN, LOG_SCALE_MAX = -0.3, 10.0
 ITERATIONS = 16
 STEP_MIN = F(1e-10)
-ENCODERS = ("default", "reference", "refined")
+FACTOR_MAX = 32  # no factor of a metric has a larger value
+METRIC_REFUSED = "metric: not the mean of outer products of finite queries"
+ENCODERS = ("default", "reference", "refined", "aware")  # by their wire values
 
 
 def _std(x: NDArray, axis: int) -> NDArray:
@@ -104,22 +107,50 @@ def _refined(plane: NDArray) -> tuple[NDArray, ...]:
     return _round(plane / col, step, low), step, low, col
 
 
+def factor(metric: NDArray) -> NDArray:
+    """FORMAT.md 7.4: R of A' = R E R^T for a metric [k_dim, k_dim]."""
+    a = metric.astype(np.float64)
+    a = a + np.diag(a).mean() * np.eye(len(a))
+    try:
+        root = np.linalg.cholesky(a[::-1, ::-1])[::-1, ::-1]  # upper, from the last row up
+    except np.linalg.LinAlgError:
+        raise ValueError(METRIC_REFUSED) from None
+    r = root / np.diag(root)
+    if not (np.abs(r) <= FACTOR_MAX).all():
+        raise ValueError(METRIC_REFUSED)
+    return np.asarray(r.astype(F))
+
+
+def _aware(plane: NDArray, r: NDArray, halves: list[NDArray]) -> NDArray:
+    """FORMAT.md 7.4: codes by scale, zero and other as they are stored."""
+    scale, zero, other = (x.astype(F) for x in halves)
+    codes, error = np.empty_like(plane), np.zeros_like(plane)
+    for d, row in enumerate(plane):
+        want = row + r[:d, d] @ error[:d]
+        codes[d] = _round(want / other, scale[d], zero[d])
+        error[d] = row - (codes[d] * scale[d] + zero[d]) * other
+    return codes
+
+
 def _decode_plane(codes: NDArray, scale: NDArray, zero: NDArray, other: NDArray) -> NDArray:
     return np.asarray((codes.astype(F) * scale.astype(F)[:, None] + zero.astype(F)[:, None])
                       * other.astype(F)[None, :])
 
 
-def _encode_plane(plane: NDArray, bits: int, encoder: str) -> tuple[NDArray, ...]:
+def _encode_plane(plane: NDArray, bits: int, encoder: str,
+                  r: NDArray | None = None) -> tuple[NDArray, ...]:
     """(codes [R, C] u8, scale [R], zero [R], other [C]) of the first way whose values are in
-    range: refined, reference, reference without balancing."""
+    range: aware (with the factor r), refined, reference, reference without balancing."""
     ways: list[Callable[[], tuple[NDArray, ...]]] = [
         lambda: _reference(plane, bits), lambda: _reference(plane, bits, False)]
     if encoder != "reference" and bits == 2:
-        ways.insert(0, lambda: _refined(plane))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for way in ways:
+        ways[:0] = [lambda: _refined(plane)] * (1 if r is None else 2)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for i, way in enumerate(ways):
             codes, scale, zero, col = way()
             halves = [x.astype(np.float16) for x in (scale[:, 0], zero[:, 0], col[0])]
+            if i == 0 and r is not None and bits == 2 and all(np.isfinite(a).all() for a in halves):
+                codes = np.nan_to_num(_aware(plane, r, halves))
             found = (codes.astype(np.uint8), *halves)
             if all(np.isfinite(a).all() for a in halves) \
                     and (np.abs(_decode_plane(*found)) <= DECODED_MAX).all():
@@ -143,13 +174,21 @@ class NumpyCodec:
             half *= 2
         return np.asarray((y * (F(1) / np.sqrt(F(block)))).reshape(x.shape))
 
+    def query_metric(self, q: NDArray, rotated: bool = False) -> NDArray:
+        """As kvarn.codec.query_metric."""
+        q = check_queries(self, q, rotated).astype(np.float64)
+        return np.asarray((q.swapaxes(-1, -2) @ q / q.shape[-2]).astype(F))
+
     def encode(self, spec: TileSpec, k: NDArray, v: NDArray, encoder: str = "default",
-               rotated: bool = False) -> NDArray:
+               rotated: bool = False, metric: NDArray | None = None) -> NDArray:
         """As kvarn.codec.encode."""
         k, v, lead = check_rows(self, spec, k, v, encoder, rotated)
+        metrics, which = check_metric(spec, lead, encoder, metric)
+        factors = [factor(a) for a in metrics]
         out = np.empty((len(k), spec.record_bytes), np.uint8)
         for i in range(len(k)):
-            k_codes, k_scale, k_zero, k_token = _encode_plane(k[i].T, spec.k_bits, encoder)
+            k_codes, k_scale, k_zero, k_token = _encode_plane(
+                k[i].T, spec.k_bits, encoder, factors[which[i]] if factors else None)
             v_codes, v_scale, v_zero, v_channel = _encode_plane(v[i], spec.v_bits, encoder)
             out[i] = join(spec, Planes(k_codes, k_scale, k_zero, k_token, v_codes, v_channel,
                                        v_scale, v_zero))
@@ -183,6 +222,36 @@ def check_rows(codec: Any, spec: TileSpec, k: NDArray, v: NDArray, encoder: str,
         if not (np.abs(x) <= VALUE_MAX).all():
             raise ValueError(f"{what}: a value is not finite, or beyond {VALUE_MAX:.0f} rotated")
     return k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]), lead
+
+
+def check_queries(codec: Any, q: NDArray, rotated: bool) -> NDArray:
+    """q [..., rows, k_dim], rotated float32, for both codecs."""
+    q = np.asarray(q, F)
+    if q.ndim < 2 or q.shape[-2] == 0:
+        raise ValueError(f"expected queries [..., rows > 0, k_dim], got {q.shape}")
+    TileSpec(q.shape[-1], q.shape[-1])  # says what a head_dim may be
+    if not rotated:
+        q = codec.rotate(q)
+    if not (np.abs(q) <= VALUE_MAX).all():
+        raise ValueError(f"q: a value is not finite, or beyond {VALUE_MAX:.0f} rotated")
+    return q
+
+
+def check_metric(spec: TileSpec, lead: tuple[int, ...], encoder: str,
+                 metric: NDArray | None) -> tuple[NDArray, NDArray]:
+    """(metrics [m, k_dim, k_dim], which of them each tile takes); m = 0 where none is of use."""
+    if (metric is not None) != (encoder == "aware"):
+        raise ValueError("a metric is for encoder 'aware', which needs one")
+    if metric is None or spec.k_bits != 2:
+        return np.empty((0, spec.k_dim, spec.k_dim), F), np.zeros(math.prod(lead), np.intp)
+    metric = np.asarray(metric, F)
+    heads, dims = metric.shape[:-2], metric.shape[-2:]
+    if dims != (spec.k_dim, spec.k_dim) or heads not in ((), lead):
+        raise ValueError(f"expected a metric [{spec.k_dim}, {spec.k_dim}], with k's leading axes "
+                         f"or none, got {metric.shape}")
+    metrics = metric.reshape(-1, *dims)
+    count = math.prod(lead)
+    return metrics, np.arange(count) if heads else np.zeros(count, np.intp)
 
 
 def check_records(spec: TileSpec, records: NDArray) -> tuple[NDArray, tuple[int, ...]]:
