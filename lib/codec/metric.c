@@ -7,6 +7,7 @@
  * is what carries the errors of channels already rounded to those still to come.
  */
 #include <math.h>
+#include <string.h>
 
 #include "kvarn/codec.h"
 #include "lib/base/assert.h"
@@ -90,6 +91,21 @@ static bool is_bounded(const double *m, uint32_t dim)
     return true;
 }
 
+/* R as kernels take it; the rest of the caller's room is 0. */
+static void factor_store(const double *m, uint32_t dim, float *factor)
+{
+    const size_t used = kvarn__factor_floats(dim), room = (size_t)dim * dim;
+
+    for (uint32_t j = 0; j < dim; j++) {
+        uint32_t panel_rows = j - j % KVARN__FACTOR_PANEL + KVARN__FACTOR_PANEL;
+        for (uint32_t i = 0; i < panel_rows; i++) {
+            float r = i < j ? (float)m[(size_t)i * dim + j] : i == j ? 1.0f : 0.0f;
+            factor[kvarn__factor_at(i, j)] = r;
+        }
+    }
+    memset(factor + used, 0, (room - used) * sizeof(float));
+}
+
 int kvarn_metric_factor(const float *a, double count, uint32_t dim, float *factor, void *scratch)
 {
     double *m = scratch;
@@ -99,12 +115,7 @@ int kvarn_metric_factor(const float *a, double count, uint32_t dim, float *facto
         !metric_decompose(m, dim, m + (size_t)dim * dim) || !is_bounded(m, dim)) {
         return KVARN_EDOMAIN;
     }
-    for (uint32_t i = 0; i < dim; i++) {
-        for (uint32_t j = 0; j < dim; j++) {
-            float r = j > i ? (float)m[(size_t)i * dim + j] : i == j ? 1.0f : 0.0f;
-            factor[kvarn__factor_at(dim, i, j)] = r;
-        }
-    }
+    factor_store(m, dim, factor);
     return 0;
 }
 
@@ -112,6 +123,6 @@ bool kvarn__factor_is_valid(const float *factor, uint32_t dim)
 {
     float max;
 
-    kvarn__kernels_get()->abs_max(factor, (size_t)dim * dim, &max);
+    kvarn__kernels_get()->abs_max(factor, kvarn__factor_floats(dim), &max);
     return max <= KVARN__FACTOR_ABS_MAX;
 }

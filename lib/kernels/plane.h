@@ -22,10 +22,10 @@
 #define KVARN__DEN_MIN     1e-12f
 
 /*
- * Encoder `aware`: FORMAT.md 7.4. The factor [dim][dim] holds R, upper triangular with ones on the
- * diagonal, in panels of KVARN__FACTOR_PANEL columns: panel p is [dim][KVARN__FACTOR_PANEL] and
- * starts at p * KVARN__FACTOR_PANEL * dim. A kernel reads of a panel the rows above its end, in
- * order. What is below the diagonal is 0.
+ * Encoder `aware`: FORMAT.md 7.4. The factor holds R, upper triangular with ones on the diagonal,
+ * in panels of KVARN__FACTOR_PANEL columns, one after the other, each with its rows from 0 down to
+ * the diagonal: panel p is [(p + 1) * KVARN__FACTOR_PANEL][KVARN__FACTOR_PANEL], so that a kernel
+ * walks it forward. Below the diagonal, in a panel's last rows, is 0.
  */
 #define KVARN__FACTOR_PANEL 4
 
@@ -35,10 +35,16 @@
  */
 #define KVARN__FACTOR_ABS_MAX 32.0f
 
-/* Where R[i][j] lies in a factor. */
-static inline size_t kvarn__factor_at(uint32_t dim, uint32_t i, uint32_t j)
+/* Floats of a factor: of the [dim][dim] that a caller gives room for, about half. */
+static inline size_t kvarn__factor_floats(uint32_t dim)
 {
-    return (size_t)(j - j % KVARN__FACTOR_PANEL) * dim + (size_t)i * KVARN__FACTOR_PANEL +
+    return (size_t)dim * (dim + KVARN__FACTOR_PANEL) / 2;
+}
+
+/* Where R[i][j] lies in a factor; i is at most the last column of j's panel. */
+static inline size_t kvarn__factor_at(uint32_t i, uint32_t j)
+{
+    return kvarn__factor_floats(j - j % KVARN__FACTOR_PANEL) + (size_t)i * KVARN__FACTOR_PANEL +
            j % KVARN__FACTOR_PANEL;
 }
 

@@ -16,11 +16,14 @@
 /* Each recorded layer twice: how long an encoder iterates depends on the layer. */
 #define TILES 12
 
-/* tests/data/kv: [KV head][token][head_dim]. */
-#define DATA_TOKENS 1024
-#define DATA_HEADS  3
-#define DATA_DIM    64
-#define DATA_LAYERS 6
+#define METRIC_ROWS 64 /* queries of a tile's metric */
+
+/* tests/data/kv: K and V [KV head][token][head_dim], queries [query head][token][head_dim]. */
+#define DATA_TOKENS  1024
+#define DATA_HEADS   3
+#define DATA_QUERIES (9 * 128)
+#define DATA_DIM     64
+#define DATA_LAYERS  6
 static const int data_layers[DATA_LAYERS] = {0, 1, 7, 15, 22, 29};
 
 /* Rows of some heads: as a worker sends them, rotated, and encoded. */
@@ -32,6 +35,8 @@ struct codec_bench {
     uint16_t *k_out, *v_out; /* owned, one tile */
     float *floats;           /* owned, K then V of one tile */
     uint8_t *tiles;          /* owned */
+    float *queries;          /* owned, [METRIC_ROWS][k_dim] */
+    float *metric, *factors; /* owned, [k_dim][k_dim], [TILES] of them: each tile has its own */
     void *scratch;           /* owned */
     unsigned next;
 };
@@ -78,8 +83,13 @@ static void tile_encode(struct codec_bench *b, unsigned i)
 
     kvarn_to_f32(b->floats, b->k + i * k_count(b), KVARN_F16, k_count(b));
     kvarn_to_f32(v, b->v + i * v_count(b), KVARN_F16, v_count(b));
-    (void)kvarn_tile_encode(
-        &b->spec, b->encoder, b->floats, v, b->tiles + i * kvarn_tile_bytes(&b->spec), b->scratch);
+    void *tile = b->tiles + i * kvarn_tile_bytes(&b->spec);
+    if (b->encoder == KVARN_ENCODER_AWARE) {
+        const float *factor = b->factors + i * (size_t)b->spec.k_dim * b->spec.k_dim;
+        (void)kvarn_tile_encode_aware(&b->spec, factor, b->floats, v, tile, b->scratch);
+    } else {
+        (void)kvarn_tile_encode(&b->spec, b->encoder, b->floats, v, tile, b->scratch);
+    }
 }
 
 static void encode_run(void *arg)
@@ -105,15 +115,33 @@ static void decode_v_run(void *arg)
     kvarn_tile_decode_half(&b->spec, b->tiles + i * kvarn_tile_bytes(&b->spec), NULL, b->v_out);
 }
 
-/* A recorded tensor; the process ends where there is none. */
-static float *data_load(int layer, char which)
+static void metric_run(void *arg)
+{
+    struct codec_bench *b = arg;
+    unsigned i = tile_next(b);
+
+    kvarn_metric_add(b->metric, b->queries + i * (size_t)b->spec.k_dim, 1, b->spec.k_dim);
+}
+
+static void factor_run(void *arg)
+{
+    struct codec_bench *b = arg;
+    size_t count = (size_t)b->spec.k_dim * b->spec.k_dim;
+    float *factor = b->factors + tile_next(b) * count;
+
+    if (kvarn_metric_factor(b->metric, METRIC_ROWS, b->spec.k_dim, factor, b->scratch) != 0) {
+        abort(); /* recorded queries have one */
+    }
+}
+
+/* A recorded tensor of `rows` rows; the process ends where there is none. */
+static float *data_load(int layer, char which, size_t rows)
 {
     char name[32];
     struct kvt_npy npy;
 
     (void)snprintf(name, sizeof(name), "layer%02d_%c.npy", layer, which);
-    if (kvt_npy_read_at(KVT_DATA_DIR, name, &npy) != 0 ||
-        npy.count != (size_t)DATA_HEADS * DATA_TOKENS * DATA_DIM) {
+    if (kvt_npy_read_at(KVT_DATA_DIR, name, &npy) != 0 || npy.count != rows * DATA_DIM) {
         exit(2);
     }
     float *values = kvt_npy_floats(&npy);
@@ -124,7 +152,8 @@ static float *data_load(int layer, char which)
 /* Rows of one tile: block `tile` of a layer that changes with it, as many heads as fill a row. */
 static void rows_fill(unsigned tile, char which, uint32_t rows, uint32_t dim, uint16_t *dst)
 {
-    float *data = data_load(data_layers[tile % DATA_LAYERS], which);
+    float *data =
+        data_load(data_layers[tile % DATA_LAYERS], which, (size_t)DATA_HEADS * DATA_TOKENS);
     unsigned block = 1 + tile % (DATA_TOKENS / rows - 1); /* not the first: huge tokens */
 
     for (uint32_t r = 0; r < rows; r++) {
@@ -135,6 +164,39 @@ static void rows_fill(unsigned tile, char which, uint32_t rows, uint32_t dim, ui
         }
     }
     free(data);
+}
+
+/* The factor of a tile: of its layer's queries, heads side by side as in rows_fill(). */
+static void factor_fill(struct codec_bench *b, unsigned tile)
+{
+    const uint32_t dim = b->spec.k_dim;
+    float *data = data_load(data_layers[tile % DATA_LAYERS], 'q', DATA_QUERIES);
+
+    for (uint32_t r = 0; r < METRIC_ROWS; r++) {
+        for (uint32_t c = 0; c < dim; c += DATA_DIM) {
+            size_t row = (r + c * 5) % DATA_QUERIES;
+            memcpy(
+                b->queries + (size_t)r * dim + c, data + row * DATA_DIM, DATA_DIM * sizeof(float));
+        }
+    }
+    free(data);
+    kvarn_rotate(b->queries, METRIC_ROWS, dim);
+    memset(b->metric, 0, (size_t)dim * dim * sizeof(float));
+    kvarn_metric_add(b->metric, b->queries, METRIC_ROWS, dim);
+    b->next = tile + TILES - 1;
+    factor_run(b);
+}
+
+static void metric_init(struct codec_bench *b)
+{
+    const size_t dim = b->spec.k_dim;
+
+    b->queries = kvb_alloc(METRIC_ROWS * dim * sizeof(float));
+    b->metric = kvb_alloc(dim * dim * sizeof(float));
+    b->factors = kvb_alloc(TILES * dim * dim * sizeof(float));
+    for (unsigned i = 0; i < TILES; i++) {
+        factor_fill(b, i);
+    }
 }
 
 static void bench_init(struct codec_bench *b, uint16_t dim, const char *preset)
@@ -151,7 +213,10 @@ static void bench_init(struct codec_bench *b, uint16_t dim, const char *preset)
     b->v_out = kvb_alloc(v_count(b) * sizeof(uint16_t));
     b->floats = kvb_alloc((k_count(b) + v_count(b)) * sizeof(float));
     b->tiles = kvb_alloc(TILES * kvarn_tile_bytes(&b->spec));
-    b->scratch = kvb_alloc(kvarn_encode_scratch_bytes(&b->spec));
+    size_t scratch_bytes = kvarn_encode_scratch_bytes(&b->spec);
+    size_t factor_bytes = kvarn_metric_factor_scratch_bytes(dim);
+    b->scratch = kvb_alloc(scratch_bytes > factor_bytes ? scratch_bytes : factor_bytes);
+    metric_init(b);
     for (unsigned i = 0; i < TILES; i++) {
         rows_fill(i, 'k', b->spec.group, dim, b->raw_k + i * k_count(b));
         rows_fill(i, 'v', b->spec.group, dim, b->raw_v + i * v_count(b));
@@ -174,6 +239,9 @@ static void bench_fini(struct codec_bench *b)
     free(b->v_out);
     free(b->floats);
     free(b->tiles);
+    free(b->queries);
+    free(b->metric);
+    free(b->factors);
     free(b->scratch);
 }
 
@@ -182,28 +250,49 @@ struct subject {
     const char *what;
     void (*run)(void *arg);
     enum kvarn_encoder encoder;
-    bool has_k, has_v;
-    struct kvb_goal rate;   /* GB/s */
+    bool has_k, has_v;      /* neither: microseconds are shown instead of a rate */
+    struct kvb_goal rate;   /* GB/s; microseconds where they are shown */
     struct kvb_goal scalar; /* times scalar's */
+    bool is_plain;          /* one function for all levels: one row */
 };
 
 static const struct subject subjects[] = {
-    {"rotate, fp16 to fp16", rotate_run, KVARN_ENCODER_DEFAULT, true, true, {0, 0, false},
-        {0, 0, false}},
-    {"encode reference", encode_run, KVARN_ENCODER_REFERENCE, true, true, {0.8, 1.1, false},
-        {0, 0, false}},
-    {"encode refined", encode_run, KVARN_ENCODER_REFINED, true, true, {0, 0, false}, {0, 0, false}},
-    {"decode K to rotated fp16", decode_k_run, KVARN_ENCODER_DEFAULT, true, false, {5, 10, false},
-        {0, 0, false}},
-    {"decode V to rotated fp16", decode_v_run, KVARN_ENCODER_DEFAULT, false, true, {12, 18, false},
-        {0, 0, false}},
+    {.what = "rotate, fp16 to fp16", .run = rotate_run, .has_k = true, .has_v = true},
+    {.what = "encode reference",
+        .run = encode_run,
+        .encoder = KVARN_ENCODER_REFERENCE,
+        .has_k = true,
+        .has_v = true,
+        .rate = {0.8, 1.1, false}},
+    {.what = "encode refined",
+        .run = encode_run,
+        .encoder = KVARN_ENCODER_REFINED,
+        .has_k = true,
+        .has_v = true},
+    {.what = "encode aware",
+        .run = encode_run,
+        .encoder = KVARN_ENCODER_AWARE,
+        .has_k = true,
+        .has_v = true},
+    {.what = "sample a query for aware", .run = metric_run, .rate = {1, 0.5, true}},
+    {.what = "factor of a query metric", .run = factor_run, .is_plain = true},
+    {.what = "decode K to rotated fp16",
+        .run = decode_k_run,
+        .has_k = true,
+        .rate = {5, 10, false}},
+    {.what = "decode V to rotated fp16",
+        .run = decode_v_run,
+        .has_v = true,
+        .rate = {12, 18, false}},
 };
 
 #define SUBJECT_COUNT (sizeof(subjects) / sizeof(subjects[0]))
 #define REFERENCE     1
 #define REFINED       2
+#define AWARE         3
 
 static const struct kvb_goal refined_goal = {1.6, 1.25, true};
+static const struct kvb_goal aware_goal = {2.0, KVB_NO_GOAL, true};
 static const struct kvb_goal avx2_goal = {2.5, KVB_NO_GOAL, true};
 
 static double run_bytes(const struct subject *subject, const struct codec_bench *b)
@@ -211,6 +300,14 @@ static double run_bytes(const struct subject *subject, const struct codec_bench 
     size_t values = (subject->has_k ? k_count(b) : 0) + (subject->has_v ? v_count(b) : 0);
 
     return (double)(values * sizeof(uint16_t));
+}
+
+static void row_time(struct kvb_row *row, const struct kvb_stats *stats)
+{
+    row->unit = "us";
+    row->value = 1e6 * stats->median;
+    row->low = 1e6 * stats->low;
+    row->high = 1e6 * stats->high;
 }
 
 /* Rows of one subject from the stats of its levels, low to high. */
@@ -222,11 +319,17 @@ static void subject_rows(struct kvb_report *report, const struct subject *subjec
 
     (void)snprintf(params, sizeof(params), "D%u G%u k%uv%u", b->spec.k_dim, b->spec.group,
         b->spec.k_bits, b->spec.v_bits);
-    for (size_t i = 0; i < levels; i++) {
+    for (size_t i = 0; i < (subject->is_plain ? 1 : levels); i++) {
         bool is_best = i > 0 && i + 1 == levels;
-        struct kvb_row row = {
-            .what = subject->what, .variant = cases[i].level, .params = params, .unit = "GB/s"};
-        kvb_row_rate(&row, &cases[i].stats, 1e-9 * run_bytes(subject, b));
+        struct kvb_row row = {.what = subject->what,
+            .variant = subject->is_plain ? "plain C" : cases[i].level,
+            .params = params,
+            .unit = "GB/s"};
+        if (subject->has_k || subject->has_v) {
+            kvb_row_rate(&row, &cases[i].stats, 1e-9 * run_bytes(subject, b));
+        } else {
+            row_time(&row, &cases[i].stats);
+        }
         row.goal = is_best && is_tuned ? subject->rate : (struct kvb_goal){0};
         kvb_report_row(report, &row);
         if (is_best) {
@@ -241,6 +344,30 @@ static void subject_rows(struct kvb_report *report, const struct subject *subjec
             row.goal = is_tuned ? avx2_goal : (struct kvb_goal){0};
             kvb_report_row(report, &row);
         }
+    }
+}
+
+/* An encoder's time as a multiple of another's. */
+struct encoder_pair {
+    const char *what;
+    const struct kvb_case *mine, *other; /* borrowed, [levels] */
+    const struct kvb_goal *goal;         /* of the best level, D 128 */
+};
+
+static void encoder_rows(struct kvb_report *report, const struct codec_bench *b,
+    const struct encoder_pair *pair, size_t level_count)
+{
+    char params[32];
+
+    (void)snprintf(params, sizeof(params), "D%u G%u k%uv%u", b->spec.k_dim, b->spec.group,
+        b->spec.k_bits, b->spec.v_bits);
+    for (size_t i = 0; i < level_count; i++) {
+        struct kvb_row row = {
+            .what = pair->what, .variant = pair->mine[i].level, .params = params, .unit = "x"};
+        bool has_goal = i + 1 == level_count && b->spec.k_dim == 128;
+        kvb_row_ratio(&row, &pair->mine[i].stats, &pair->other[i].stats);
+        row.goal = has_goal ? *pair->goal : (struct kvb_goal){0};
+        kvb_report_row(report, &row);
     }
 }
 
@@ -265,16 +392,12 @@ static void shape_bench(struct kvb_report *report, uint16_t dim, const char *pre
         memcpy(cases[s], all + s * level_count, level_count * sizeof(all[0]));
         subject_rows(report, &subjects[s], &b[s], cases[s], level_count);
     }
-    char params[32];
-    (void)snprintf(params, sizeof(params), "D%u G%u %s", dim, b[0].spec.group, preset);
-    for (size_t i = 0; i < level_count && b[0].spec.k_bits == 2; i++) {
-        struct kvb_row row = {.what = "encode refined / reference, time",
-            .variant = levels[i],
-            .params = params,
-            .unit = "x"};
-        kvb_row_ratio(&row, &cases[REFINED][i].stats, &cases[REFERENCE][i].stats);
-        row.goal = i + 1 == level_count && dim == 128 ? refined_goal : (struct kvb_goal){0};
-        kvb_report_row(report, &row);
+    if (b[0].spec.k_bits == 2) {
+        const struct encoder_pair pairs[] = {
+            {"encode refined / reference, time", cases[REFINED], cases[REFERENCE], &refined_goal},
+            {"encode aware / refined, time", cases[AWARE], cases[REFINED], &aware_goal}};
+        encoder_rows(report, &b[0], &pairs[0], level_count);
+        encoder_rows(report, &b[0], &pairs[1], level_count);
     }
     for (size_t s = 0; s < SUBJECT_COUNT; s++) {
         bench_fini(&b[s]);

@@ -156,7 +156,7 @@ static bool factor_fill(struct kvt_rng *rng, float *factor, uint32_t dim)
             factor[i] = kvt_rng_below(rng, 2) == 0 ? 32.0f : -32.0f;
         }
         is_usable = kind == 2;
-        factor[kvt_rng_below(rng, (uint32_t)count)] *= is_usable ? 1.0f : NAN;
+        factor[kvt_rng_below(rng, (uint32_t)kvarn__factor_floats(dim))] *= is_usable ? 1.0f : NAN;
     }
     free(a);
     free(q);

@@ -41,7 +41,7 @@ void kvarn_diffuse_plane_f32_scalar(
         struct kvarn__line line = {.step = work->step[r], .low = work->low[r]};
         memcpy(want, x, cols * sizeof(float));
         for (uint32_t i = 0; i < r; i++) {
-            row_add(want, errors + (size_t)i * cols, cols, factor[kvarn__factor_at(rows, i, r)]);
+            row_add(want, errors + (size_t)i * cols, cols, factor[kvarn__factor_at(i, r)]);
         }
         kvarn__balance_row_scalar(want, cols, work->col, 1.0f, want);
         kvarn__round_row_scalar(want, cols, TOP, line, codes);

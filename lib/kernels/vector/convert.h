@@ -103,22 +103,43 @@ static void transpose_blocks(const float *x, uint32_t rows, uint32_t cols, float
     }
 }
 
+#define ABS_MAX_SIDE 4 /* vectors side by side: one maximum after the other waits for itself */
+
+/* Take a vector in: the largest magnitudes, and 0 for finite values and NaN for others, since a
+ * maximum alone would lose a NaN. */
+VF_INLINE void abs_max_take(const float *x, vf *most, vf *sum)
+{
+    vf a = vf_abs(vf_load(x));
+
+    *most = vf_max(a, *most);
+    *sum = vf_add(*sum, vf_sub(a, a));
+}
+
 /* Largest magnitude of whole vectors; NaN counts as Inf. */
 static float abs_max_vectors(const float *x, size_t count)
 {
-    vf most = vf_set1(0.0f);
-    vf sum = vf_set1(0.0f);
+    vf most[ABS_MAX_SIDE], sum[ABS_MAX_SIDE];
     float lane[VF_LANES], max = 0.0f;
+    size_t i = 0;
 
-    for (size_t i = 0; i < count; i += VF_LANES) {
-        vf a = vf_abs(vf_load(x + i));
-        most = vf_max(a, most);
-        /* 0 for finite values and NaN for others: a maximum alone would lose a NaN. */
-        sum = vf_add(sum, vf_sub(a, a));
+    for (uint32_t k = 0; k < ABS_MAX_SIDE; k++) {
+        most[k] = sum[k] = vf_set1(0.0f);
     }
-    vf_store(lane, vf_add(most, sum));
-    for (uint32_t i = 0; i < VF_LANES; i++) {
-        float a = lane[i];
+    for (; i + ABS_MAX_SIDE * VF_LANES <= count; i += ABS_MAX_SIDE * VF_LANES) {
+        for (uint32_t k = 0; k < ABS_MAX_SIDE; k++) {
+            abs_max_take(x + i + k * VF_LANES, &most[k], &sum[k]);
+        }
+    }
+    for (; i < count; i += VF_LANES) {
+        abs_max_take(x + i, &most[0], &sum[0]);
+    }
+    for (uint32_t k = 1; k < ABS_MAX_SIDE; k++) {
+        most[0] = vf_max(most[0], most[k]);
+        sum[0] = vf_add(sum[0], sum[k]);
+    }
+    vf_store(lane, vf_add(most[0], sum[0]));
+    for (uint32_t k = 0; k < VF_LANES; k++) {
+        float a = lane[k];
         max = a <= max ? max : isnan(a) ? INFINITY : a;
     }
     return max;
