@@ -131,7 +131,7 @@ static void lengths_commit(struct kvd_append *append)
         ly->last_hash = append->hash;
         kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
-    session->touched_ns = append->service->io->ops->now_ns(append->service->io);
+    kvd_lifetime_touch(session);
 }
 
 /* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */

@@ -255,7 +255,7 @@ void kvd_attend_item_start(struct kvd_attend_item *item, uint32_t sealed_blocks)
     item->length = session->layers[params->layer].length;
     item->sealed_tokens = sealed < item->length ? sealed : item->length;
     item->has_state = true;
-    session->touched_ns = service->io->ops->now_ns(service->io);
+    kvd_lifetime_touch(session);
     if (!item->has_last) {
         item->last = item->length > item->first ? item->length : item->first;
     }

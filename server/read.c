@@ -416,7 +416,7 @@ static void read_admit_cb(struct kvd_session_op *op)
         return;
     }
     read->epoch = session->epoch;
-    session->touched_ns = read->service->io->ops->now_ns(read->service->io);
+    kvd_lifetime_touch(session);
     int err = read_plan(read, &why);
     if (err == 0 && read->run_count == 0) {
         read_succeed(read);

@@ -149,7 +149,7 @@ static void open_reply(
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         lengths[i] = session->layers[i].length;
     }
-    session->touched_ns = request->service->io->ops->now_ns(request->service->io);
+    kvd_lifetime_touch(session);
     reply.status = &status;
     reply.has_handle = 1;
     reply.handle = handle;

@@ -98,6 +98,9 @@ int kvd_service_init(
         query_metric_bytes_max(config));
     err = kvd_session_table_init(&service->sessions, service);
     if (err == 0) {
+        err = kvd_lifetimes_init(&service->lifetimes, service);
+    }
+    if (err == 0) {
         err = io->ops->random(io, &service->server_id, sizeof(service->server_id));
     }
     if (err == 0) {
@@ -127,6 +130,7 @@ void kvd_service_fini(struct kvd_service *service)
     service->io->ops->timer_destroy(service->tick);
     kvd_workers_destroy(service->workers);
     kvd_session_table_fini(&service->sessions);
+    kvd_lifetimes_fini(&service->lifetimes);
     kvd_metric_store_fini(&service->query_metrics);
     if (service->chunk_source != NULL) {
         kvd_page_store_fini(&service->pages);
@@ -195,6 +199,8 @@ void kvd_service_gauges_set(struct kvd_service *service)
     kvd_metrics_set(metrics, KVD_METRIC_memory_reply_bytes, kind_bytes[KVD_BUDGET_REPLIES]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_session_bytes, kind_bytes[KVD_BUDGET_SESSIONS]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_query_metric_bytes, kind_bytes[KVD_BUDGET_QUERIES]);
+    kvd_metrics_set(metrics, KVD_METRIC_sessions_pinned, service->lifetimes.pinned_count);
+    kvd_metrics_set(metrics, KVD_METRIC_pinned_bytes, service->lifetimes.pinned_bytes);
     kvd_metrics_set(metrics, KVD_METRIC_resident_bytes, resident_bytes());
     kvd_metrics_set(metrics, KVD_METRIC_workers_backlog, kvd_workers_backlog(service->workers));
 }

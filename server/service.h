@@ -14,6 +14,7 @@
 #include "server/chunk_source.h"
 #include "server/config.h"
 #include "server/io.h"
+#include "server/lifetime.h"
 #include "server/metric_store.h"
 #include "server/metrics.h"
 #include "server/page_store.h"
@@ -41,6 +42,7 @@ struct kvd_service {
     struct kvd_shape_registry shapes;
     struct kvd_metric_store query_metrics;
     struct kvd_session_table sessions;
+    struct kvd_lifetimes lifetimes;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */

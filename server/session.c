@@ -47,7 +47,7 @@ int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shap
     session->refs = 1;
     session->options = *options;
     session->epoch = kvd_session_table_new_epoch(&service->sessions);
-    session->touched_ns = service->io->ops->now_ns(service->io);
+    kvd_lifetime_touch(session);
     TAILQ_INIT(&session->ops);
     if (name != NULL) {
         session->name = (char *)&session->layers[shape->layer_count];

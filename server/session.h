@@ -28,6 +28,7 @@
 
 #include "server/block_table.h"
 #include "server/failure.h"
+#include "server/lifetime.h"
 #include "server/page_store.h"
 #include "server/shape.h"
 #include "server/slices.h"
@@ -74,7 +75,8 @@ struct kvd_session {
     bool is_husk;                /* dropped, its blocks are being freed */
     struct kvd_slice kick_slice; /* listed, with a reference, while the queue waits for a turn */
     uint64_t epoch;
-    uint64_t touched_ns;
+    uint64_t touched_ns; /* last use: kvd_lifetime_touch() */
+    struct kvd_lifetime lifetime;
     struct kvd_session_options options;
     struct kvd_session_op_queue ops; /* waiting, in arrival order; each holds a reference */
     struct kvd_block_table table;

@@ -143,6 +143,7 @@ void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session 
         return;
     }
     session->is_dropped = true;
+    kvd_lifetime_forget(session);
     KVARN_ASSERT(table->count > 0);
     table->count--;
     kvd_session_ref(session);
@@ -176,6 +177,7 @@ uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table)
 void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session)
 {
     if (!session->is_dropped) {
+        kvd_lifetime_forget(session);
         KVARN_ASSERT(table->count > 0);
         table->count--;
     }

@@ -163,7 +163,7 @@ static void lengths_commit(struct kvd_truncate *truncate)
         kvd_session_drop_spare(session, i);
     }
     session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
-    session->touched_ns = session->service->io->ops->now_ns(session->service->io);
+    kvd_lifetime_touch(session);
     kvd_session_trim(session);
 }
 

@@ -33,6 +33,8 @@
 #define KVARN_SESSION_TOKENS_MAX \
     (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
 #define KVARN_SESSIONS_MAX 1000000
+#define KVARN_LIFETIME_MS_MAX \
+    (UINT64_C(366) * 24 * 3600 * 1000) /* longest TTL and pin: a year; fits 64 bits of ns */
 
 /* Where the daemon listens and clients look when nothing else is said. */
 #define KVARN_DEFAULT_SOCKET "/run/kvarnd/kvarnd.sock"
