@@ -47,7 +47,8 @@
     X(14, INSPECT_SESSION, "inspect_session", InspectSession, InspectSessionReply,                \
         inspect_session, inspect_session_reply)                                                   \
     X(15, STATS, "stats", Stats, StatsReply, stats, stats_reply)                                  \
-    X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)
+    X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)                            \
+    X(26, READ_METRIC, "read_metric", ReadMetric, ReadMetricReply, read_metric, read_metric_reply)
 
 enum kvarn_frame_type {
 #define X(number, name, label, req, rep, req_sym, rep_sym) KVARN_FRAME_##name = number,

@@ -15,7 +15,7 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
     [KVARN_FRAME_HELLO] = {MESSAGE(Hello, hello), .start = kvd_rpc_hello},
     [KVARN_FRAME_PING] = {MESSAGE(Ping, ping), .start = kvd_rpc_ping},
     [KVARN_FRAME_REGISTER_SHAPE] = {MESSAGE(RegisterShape, register_shape),
-        .start = kvd_rpc_register_shape},
+        .payload_bytes = kvd_rpc_register_shape_payload, .start = kvd_rpc_register_shape},
     [KVARN_FRAME_OPEN_SESSION] = {MESSAGE(OpenSession, open_session),
         .start = kvd_rpc_open_session},
     [KVARN_FRAME_APPEND] = {MESSAGE(Append, append), .payload_bytes = kvd_rpc_append_payload,
@@ -38,6 +38,7 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
         .start = kvd_rpc_inspect_session},
     [KVARN_FRAME_STATS] = {MESSAGE(Stats, stats), .start = kvd_rpc_stats},
     [KVARN_FRAME_CANCEL] = {MESSAGE(Cancel, cancel), .start = kvd_rpc_cancel},
+    [KVARN_FRAME_READ_METRIC] = {MESSAGE(ReadMetric, read_metric), .start = kvd_rpc_read_metric},
 };
 
 const struct kvd_method *kvd_method_find(unsigned type)

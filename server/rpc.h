@@ -30,8 +30,12 @@ void kvd_rpc_ping(struct kvd_request *request);
 void kvd_rpc_stats(struct kvd_request *request);
 void kvd_rpc_cancel(struct kvd_request *request);
 
-void kvd_rpc_register_shape(struct kvd_request *request); /* rpc_session.c */
-void kvd_rpc_open_session(struct kvd_request *request);
+int kvd_rpc_register_shape_payload(
+    const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why); /* rpc_shape.c */
+void kvd_rpc_register_shape(struct kvd_request *request);
+void kvd_rpc_read_metric(struct kvd_request *request); /* rpc_metric.c */
+
+void kvd_rpc_open_session(struct kvd_request *request); /* rpc_session.c */
 void kvd_rpc_close_session(struct kvd_request *request);
 void kvd_rpc_drop_session(struct kvd_request *request);
 void kvd_rpc_truncate(struct kvd_request *request);

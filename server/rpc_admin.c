@@ -124,8 +124,12 @@ void kvd_rpc_stats(struct kvd_request *request)
 
     kvd_service_gauges_set(request->service);
     for (unsigned i = 0; i < KVARN_FRAME_TYPE_COUNT; i++) {
-        op_fill(&ops[i], i, &metrics->ops[i]);
-        op_list[i] = &ops[i];
+        if (i != KVARN_FRAME_TYPE_ERROR && kvd_method_find(i) == NULL) {
+            continue; /* a number that no call has */
+        }
+        op_fill(&ops[reply.n_ops], i, &metrics->ops[i]);
+        op_list[reply.n_ops] = &ops[reply.n_ops];
+        reply.n_ops++;
     }
     for (unsigned i = 0; i < KVD_METRIC_COUNT; i++) {
         kvarnd__counter__init(&counters[i]);
@@ -134,7 +138,6 @@ void kvd_rpc_stats(struct kvd_request *request)
         counter_list[i] = &counters[i];
     }
     reply.status = &ok;
-    reply.n_ops = KVARN_FRAME_TYPE_COUNT;
     reply.ops = op_list;
     reply.n_counters = KVD_METRIC_COUNT;
     reply.counters = counter_list;

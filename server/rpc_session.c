@@ -1,5 +1,5 @@
 /*
- * Calls that make, open, cut and end sessions, and register the shapes they need.
+ * Calls that make, open, cut and end sessions.
  *
  * Owner: the request. Thread: loop only.
  */
@@ -19,83 +19,6 @@ static void fail_memory(struct kvd_request *request)
 
     kvd_fail(&why, KVARN_ENOMEM, "no memory for the request");
     kvd_request_fail(request, &why);
-}
-
-/* RegisterShape. */
-
-/* The layer groups with defaults filled in; NULL without memory. */
-static struct kvd_layer_group *groups_from_wire(
-    struct kvarn_wire_alloc *alloc, const Kvarnd__Shape *wire)
-{
-    struct kvd_layer_group *groups =
-        kvarn_wire_alloc_take(alloc, (wire->n_layer_groups + 1) * sizeof(*groups));
-
-    for (size_t i = 0; groups != NULL && i < wire->n_layer_groups; i++) {
-        const Kvarnd__LayerGroup *group = wire->layer_groups[i];
-        groups[i] = (struct kvd_layer_group){.layers = group->layers,
-            .kv_heads = group->kv_heads,
-            .k_dim = group->k_dim,
-            .v_dim = group->has_v_dim ? group->v_dim : group->k_dim,
-            .window = group->window};
-    }
-    return groups;
-}
-
-static int shape_register(struct kvd_request *request, const struct kvd_layer_group *groups,
-    const struct kvd_shape **ret, struct kvd_failure *why)
-{
-    const Kvarnd__Shape *wire =
-        ((const Kvarnd__RegisterShape *)(const void *)request->message)->shape;
-    const char *revision = wire->revision == NULL ? "" : wire->revision;
-    char text[sizeof(why->text)];
-    int err = kvd_rpc_check_text(wire->model, "model", why);
-
-    if (err == 0) {
-        err = kvd_rpc_check_text(revision, "revision", why);
-    }
-    if (err != 0) {
-        return err;
-    }
-    struct kvd_shape_desc desc = {.model = wire->model,
-        .revision = revision,
-        .group = wire->group,
-        .k_bits = wire->k_bits,
-        .v_bits = wire->v_bits,
-        .sink_tokens = wire->has_sink_tokens ? wire->sink_tokens : wire->group,
-        .layer_groups = groups,
-        .layer_group_count = (uint32_t)wire->n_layer_groups};
-    err = kvd_shape_register(
-        &request->service->shapes, KVD_TENANT_DEFAULT, &desc, ret, text, sizeof(text));
-    if (err == KVARN_ENOMEM) {
-        return kvd_fail(why, err, "no memory for the shape");
-    }
-    return err == 0 ? 0 : kvd_fail(why, err, "%s", text);
-}
-
-void kvd_rpc_register_shape(struct kvd_request *request)
-{
-    const Kvarnd__RegisterShape *message = (const void *)request->message;
-    const struct kvd_shape *shape = NULL;
-    Kvarnd__RegisterShapeReply reply = KVARND__REGISTER_SHAPE_REPLY__INIT;
-    Kvarnd__Status status = KVARND__STATUS__INIT;
-    struct kvd_failure why = {0};
-    struct kvd_layer_group *groups = groups_from_wire(&request->alloc, message->shape);
-
-    if (groups == NULL) {
-        fail_memory(request);
-        return;
-    }
-    if (shape_register(request, groups, &shape, &why) != 0) {
-        kvd_request_fail(request, &why);
-        return;
-    }
-    reply.status = &status;
-    reply.has_shape_id = 1;
-    reply.shape_id = shape->id;
-    reply.has_fingerprint = 1;
-    reply.fingerprint.len = sizeof(shape->fingerprint);
-    reply.fingerprint.data = (uint8_t *)(uintptr_t)shape->fingerprint; /* packing only reads */
-    kvd_request_reply(request, &reply.base, NULL, 0);
 }
 
 /* OpenSession. */

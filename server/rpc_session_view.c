@@ -11,6 +11,7 @@
 #include "lib/base/limits.h"
 #include "server/rpc.h"
 #include "server/rpc_check.h"
+#include "server/rpc_shape.h"
 
 #define NS_PER_MS 1000000
 
@@ -127,43 +128,6 @@ void kvd_rpc_list_sessions(struct kvd_request *request)
     kvd_request_reply(request, &reply.base, NULL, 0);
 }
 
-/* The shape as its client described it, in the request's memory; NULL without. */
-static Kvarnd__Shape *shape_to_wire(struct kvarn_wire_alloc *alloc, const struct kvd_shape *shape)
-{
-    size_t count = shape->layer_group_count;
-    Kvarnd__Shape *wire = kvarn_wire_alloc_take(alloc, sizeof(*wire));
-    Kvarnd__LayerGroup *groups = kvarn_wire_alloc_take(alloc, count * sizeof(*groups));
-    Kvarnd__LayerGroup **list = kvarn_wire_alloc_take(alloc, count * sizeof(Kvarnd__LayerGroup *));
-
-    KVARN_ASSERT(count > 0);
-    if (wire == NULL || groups == NULL || list == NULL) {
-        return NULL;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const struct kvd_layer_group *from = &shape->layer_groups[i];
-        kvarnd__layer_group__init(&groups[i]);
-        groups[i].layers = from->layers;
-        groups[i].kv_heads = from->kv_heads;
-        groups[i].k_dim = from->k_dim;
-        groups[i].has_v_dim = 1;
-        groups[i].v_dim = from->v_dim;
-        groups[i].has_window = 1;
-        groups[i].window = from->window;
-        list[i] = &groups[i];
-    }
-    kvarnd__shape__init(wire);
-    wire->model = shape->model;
-    wire->revision = shape->revision;
-    wire->n_layer_groups = count;
-    wire->layer_groups = list;
-    wire->has_group = wire->has_k_bits = wire->has_v_bits = wire->has_sink_tokens = 1;
-    wire->group = shape->group;
-    wire->k_bits = shape->k_bits;
-    wire->v_bits = shape->v_bits;
-    wire->sink_tokens = shape->sink_tokens;
-    return wire;
-}
-
 static void usage_to_wire(const struct kvd_session_usage *usage, Kvarnd__InspectSessionReply *reply)
 {
     reply->has_tile_pages = reply->has_tile_bytes = 1;
@@ -213,7 +177,7 @@ static void inspect_reply(struct kvd_request *request, const struct kvd_session 
     summary_fill(&summary, session, &usage);
     reply.status = &status;
     reply.summary = &summary;
-    reply.shape = shape_to_wire(&request->alloc, shape);
+    reply.shape = kvd_rpc_shape_to_wire(&request->alloc, shape);
     if (reply.shape == NULL) {
         struct kvd_failure why = {0};
         kvd_fail(&why, KVARN_ENOMEM, "no memory for the reply");

@@ -360,8 +360,8 @@ static struct kvd_shape *shape_create(const struct kvd_shape_desc *desc, uint32_
     return shape;
 }
 
-static const struct kvd_shape *find_fingerprint(const struct kvd_shape_registry *registry,
-    uint32_t tenant_id, const uint8_t fingerprint[KVD_FINGERPRINT_BYTES])
+const struct kvd_shape *kvd_shape_find_fingerprint(
+    const struct kvd_shape_registry *registry, uint32_t tenant_id, const uint8_t *fingerprint)
 {
     for (uint32_t i = 0; i < registry->count; i++) {
         const struct kvd_shape *shape = registry->shapes[i];
@@ -403,7 +403,7 @@ int kvd_shape_register(struct kvd_shape_registry *registry, uint32_t tenant_id,
     if (err != 0) {
         return refuse(&reason, err, "no memory to register a shape");
     }
-    const struct kvd_shape *known = find_fingerprint(registry, tenant_id, fingerprint);
+    const struct kvd_shape *known = kvd_shape_find_fingerprint(registry, tenant_id, fingerprint);
     if (known != NULL) {
         *ret = known;
         return 0;

@@ -80,6 +80,10 @@ int kvd_shape_register(struct kvd_shape_registry *registry, uint32_t tenant_id,
     const struct kvd_shape_desc *desc, const struct kvd_shape **ret, char *why,
     size_t why_bytes) KVARN_MUST_CHECK;
 
+/* NULL when no such shape of this tenant. `fingerprint`: KVD_FINGERPRINT_BYTES. */
+const struct kvd_shape *kvd_shape_find_fingerprint(
+    const struct kvd_shape_registry *registry, uint32_t tenant_id, const uint8_t *fingerprint);
+
 /* NULL when no such shape of this tenant. */
 const struct kvd_shape *kvd_shape_find(
     const struct kvd_shape_registry *registry, uint32_t tenant_id, uint32_t id);

@@ -183,10 +183,44 @@ static void layer_group_fill(Kvarnd__LayerGroup *to, const struct kvarn_layer_gr
     to->window = from->window;
 }
 
+/* The message lives on the stack and points at what the caller gave. */
+static int metric_pack(const struct kvarn_register_metric_args *args, Kvarnd__Shape *shape,
+    uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__RegisterShape m = KVARND__REGISTER_SHAPE__INIT;
+    union {
+        const uint64_t *in;
+        uint64_t *out;
+    } counts = {.in = args->counts};
+
+    m.shape = shape;
+    m.has_metric_layer_first = m.has_metric_layer_count = args->layer_count != 0;
+    m.metric_layer_first = args->layer_first;
+    m.metric_layer_count = args->layer_count;
+    m.n_metric_counts = args->count_count;
+    m.metric_counts = counts.out;
+    SET_DEADLINE(m, deadline_ms);
+    const struct pack_in in = {.type = KVARN_FRAME_REGISTER_SHAPE,
+        .message = &m.base,
+        .deadline_ms = deadline_ms,
+        .payload = args->payload,
+        .payload_count = args->payload_count};
+
+    return call_pack(&in, ret_call);
+}
+
 int kvarn_call_register_shape(
     const struct kvarn_shape *shape, uint32_t deadline_ms, struct kvarn_call **ret_call)
 {
-    Kvarnd__RegisterShape m = KVARND__REGISTER_SHAPE__INIT;
+    const struct kvarn_register_metric_args args = {.shape = shape};
+
+    return kvarn_call_register_metric(&args, deadline_ms, ret_call);
+}
+
+int kvarn_call_register_metric(const struct kvarn_register_metric_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call)
+{
+    const struct kvarn_shape *shape = args->shape;
     Kvarnd__Shape s = KVARND__SHAPE__INIT;
     Kvarnd__LayerGroup *groups = NULL;
     Kvarnd__LayerGroup **pointers = NULL;
@@ -213,13 +247,31 @@ int kvarn_call_register_shape(
     s.v_bits = shape->v_bits;
     s.has_sink_tokens = shape->sink_tokens != KVARN_SINK_DEFAULT;
     s.sink_tokens = s.has_sink_tokens ? shape->sink_tokens : 0;
-    m.shape = &s;
-    SET_DEADLINE(m, deadline_ms);
-    err = call_plain(KVARN_FRAME_REGISTER_SHAPE, &m.base, deadline_ms, ret_call);
+    err = metric_pack(args, &s, deadline_ms, ret_call);
 out:
     free(groups);
     free(pointers);
     return err;
+}
+
+int kvarn_call_read_metric(
+    const struct kvarn_read_metric_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__ReadMetric m = KVARND__READ_METRIC__INIT;
+    union {
+        const uint8_t *in;
+        uint8_t *out;
+    } fingerprint = {.in = args->fingerprint};
+
+    m.has_fingerprint = 1;
+    m.fingerprint.data = fingerprint.out;
+    m.fingerprint.len = 16;
+    m.has_layer_first = 1;
+    m.layer_first = args->layer_first;
+    m.has_layer_count = args->layer_count != 0;
+    m.layer_count = args->layer_count;
+    SET_DEADLINE(m, deadline_ms);
+    return call_plain(KVARN_FRAME_READ_METRIC, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_open_session(

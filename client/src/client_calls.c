@@ -68,7 +68,8 @@ int kvarn_client_register_shape(struct kvarn_client *client, const struct kvarn_
         free(kept);
         return kvarn__client_fail(client, KVARN_FRAME_REGISTER_SHAPE, err, NULL);
     }
-    err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE, &kept->shape, &result);
+    err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE,
+        &(struct kvarn_register_metric_args){.shape = &kept->shape}, &result);
     if (err != 0) {
         kvarn__shape_copy_fini(&kept->shape);
         free(kept);
@@ -84,6 +85,30 @@ int kvarn_client_register_shape(struct kvarn_client *client, const struct kvarn_
     return 0;
 }
 
+int kvarn_client_register_metric(struct kvarn_client *client,
+    const struct kvarn_register_metric_args *args, struct kvarn_register_shape_result *ret)
+{
+    struct kvarn_register_shape_result result;
+    int err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE, args, &result);
+
+    if (err == 0 && ret != NULL) {
+        *ret = result;
+        ret->shape_id = 0; /* the daemon's, which means nothing to this client */
+    }
+    return err;
+}
+
+int kvarn_client_read_metric(struct kvarn_client *client, const struct kvarn_read_metric_args *args,
+    struct kvarn_read_metric_result *ret)
+{
+    struct kvarn_read_metric_result result;
+    int err = plain_perform(client, KVARN_FRAME_READ_METRIC, args, &result);
+
+    if (err == 0 && ret != NULL)
+        *ret = result;
+    return err;
+}
+
 /* The daemon's id of a shape, registered again where the connection is a new one. */
 static int shape_ready(struct kvarn_client *client, uint32_t local_id, uint32_t *ret_server_id)
 {
@@ -95,7 +120,8 @@ static int shape_ready(struct kvarn_client *client, uint32_t local_id, uint32_t 
         return kvarn__client_fail(client, KVARN_FRAME_OPEN_SESSION, KVARN_ENOT_FOUND,
             "no such shape_id; register the shape with this client");
     if (shape->serial != client->serial || client->fd < 0) {
-        err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE, &shape->shape, &result);
+        err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE,
+            &(struct kvarn_register_metric_args){.shape = &shape->shape}, &result);
         if (err != 0)
             return err;
         shape->server_id = result.shape_id;

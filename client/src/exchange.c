@@ -13,7 +13,7 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
     case KVARN_FRAME_PING:
         return kvarn_call_ping(deadline_ms, ret_call);
     case KVARN_FRAME_REGISTER_SHAPE:
-        return kvarn_call_register_shape(args, deadline_ms, ret_call);
+        return kvarn_call_register_metric(args, deadline_ms, ret_call);
     case KVARN_FRAME_OPEN_SESSION:
         return kvarn_call_open_session(args, deadline_ms, ret_call);
     case KVARN_FRAME_APPEND:
@@ -40,6 +40,8 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_stats(deadline_ms, ret_call);
     case KVARN_FRAME_CANCEL:
         return kvarn_call_cancel(args, deadline_ms, ret_call);
+    case KVARN_FRAME_READ_METRIC:
+        return kvarn_call_read_metric(args, deadline_ms, ret_call);
     case KVARN_FRAME_TYPE_COUNT:
         break;
     }
@@ -92,6 +94,8 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
         return kvarn_reply_stats(reply, result);
     case KVARN_FRAME_CANCEL:
         return kvarn_reply_cancel(reply, result);
+    case KVARN_FRAME_READ_METRIC:
+        return kvarn_reply_read_metric(reply, result);
     case KVARN_FRAME_TYPE_COUNT:
         break;
     }

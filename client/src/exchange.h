@@ -5,7 +5,10 @@
 #include "client/src/call.h"
 #include "client/src/reply.h"
 
-/* args: the public struct of `type` (NULL for calls without). As kvarn_call_x(). */
+/*
+ * args: the public struct of `type` (NULL for calls without); RegisterShape's is
+ * kvarn_register_metric_args. As kvarn_call_x().
+ */
 int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t deadline_ms,
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 

@@ -83,7 +83,8 @@ static int header_done(struct kvarn_reply *reply)
     if (err != 0)
         return err;
     if ((reply->header.flags & KVARN_FRAME_REPLY) == 0 ||
-        reply->header.type >= KVARN_FRAME_TYPE_COUNT)
+        reply->header.type >= KVARN_FRAME_TYPE_COUNT ||
+        reply_rows[reply->header.type].descriptor == NULL)
         return KVARN_EPROTOCOL;
     /* One spare byte each: malloc(0) may be NULL. */
     reply->message_bytes = malloc((size_t)reply->header.message_bytes + 1);

@@ -8,6 +8,7 @@
 #include "client/src/reply_status.h"
 #include "kvarnd.pb-c.h"
 #include "lib/base/assert.h"
+#include "lib/base/limits.h"
 #include "proto/wire_error.h"
 
 void kvarn__status_from_wire(struct kvarn_status *ret, const Kvarnd__Status *status)
@@ -106,6 +107,7 @@ int kvarn_reply_register_shape(struct kvarn_reply *reply, struct kvarn_register_
     if (err != 0)
         return err;
     result.shape_id = m->shape_id;
+    result.metric_version = m->metric_version;
     *ret = result;
     return 0;
 }
@@ -299,6 +301,60 @@ static int shape_parse(struct kvarn_reply *reply, struct kvarn_shape *to, const 
         .v_bits = (uint8_t)from->v_bits,
         .sink_tokens = from->has_sink_tokens ? from->sink_tokens : KVARN_SINK_DEFAULT,
     };
+    return 0;
+}
+
+/* Counts and payload that so many layers of a shape have. */
+static void metric_sizes(
+    const struct kvarn_read_metric_result *result, size_t *ret_counts, uint64_t *ret_bytes)
+{
+    uint64_t layer = 0;
+    uint64_t last = (uint64_t)result->layer_first + result->layer_count;
+    size_t counts = 0;
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < result->shape.layer_group_count; i++) {
+        const struct kvarn_layer_group *g = &result->shape.layer_groups[i];
+        uint64_t at = layer > result->layer_first ? layer : result->layer_first;
+
+        layer += g->layers;
+        for (; at < layer && at < last; at++) {
+            if (counts < result->count_count && result->counts[counts] > 0)
+                bytes += (uint64_t)g->kv_heads * g->k_dim * g->k_dim * sizeof(float);
+            counts += g->kv_heads;
+        }
+    }
+    *ret_counts = counts;
+    *ret_bytes = bytes;
+}
+
+int kvarn_reply_read_metric(struct kvarn_reply *reply, struct kvarn_read_metric_result *ret)
+{
+    struct kvarn_read_metric_result result = {0};
+    uint64_t bytes = 0;
+    size_t counts = 0;
+    int err;
+
+    OPEN(m, ReadMetricReply, reply, KVARN_FRAME_READ_METRIC);
+    if (m->shape == NULL || m->n_versions > KVARN_LAYERS_MAX)
+        return KVARN_EPROTOCOL;
+    err = fingerprint_copy(result.fingerprint, &m->fingerprint);
+    if (err == 0)
+        err = shape_parse(reply, &result.shape, m->shape);
+    if (err != 0)
+        return err;
+    result.metric_version = m->metric_version;
+    result.layer_first = m->layer_first;
+    result.layer_count = (uint32_t)m->n_versions;
+    result.counts = m->counts;
+    result.count_count = m->n_counts;
+    result.versions = m->versions;
+    result.data = reply->payload;
+    result.data_bytes = (size_t)reply->header.payload_bytes;
+    metric_sizes(&result, &counts, &bytes);
+    if (counts != result.count_count || bytes != result.data_bytes)
+        return KVARN_EPROTOCOL;
+    *ret = result;
     return 0;
 }
 

@@ -27,6 +27,8 @@
 #define KVARN_Q_HEADS_MAX      1024
 #define KVARN_MODEL_NAME_MAX   256
 #define KVARN_SHAPES_MAX       1024 /* registered shapes a daemon holds */
+/* Queries in a metric from outside: a double counts them, and a float their sum, one by one. */
+#define KVARN_METRIC_QUERIES_MAX (UINT64_C(1) << 40)
 
 /* Sessions. */
 #define KVARN_SESSION_NAME_MAX 256

@@ -150,7 +150,7 @@ static uint64_t layer_value(const struct writer *w, const char *name, uint8_t ho
 {
     const uint32_t layers = w->session != NULL ? w->session->shape->layer_count : 2;
 
-    if (strcmp(name, "layer_count") == 0) {
+    if (strstr(name, "layer_count") != NULL) {
         return how % 2 == 0 ? layers - w->layer % layers : 1 + how % (layers + 1);
     }
     return how % (layers + (how > 0xf0 ? 1u : 0u));
@@ -162,7 +162,8 @@ static uint64_t named_value(const struct writer *w, const char *name, uint8_t ho
     static const char *const tokens[] = {
         "start", "position", "token_first", "token_last", "first_token", "length"};
     static const char *const counts[] = {"token_count", "query_tokens"};
-    static const char *const layers[] = {"layer", "layer_first", "layer_count"};
+    static const char *const layers[] = {
+        "layer", "layer_first", "layer_count", "metric_layer_first", "metric_layer_count"};
     static const char *const shapes[] = {"layers", "kv_heads", "k_dim", "v_dim", "window", "group",
         "k_bits", "v_bits", "sink_tokens"};
 
@@ -246,6 +247,19 @@ static void put_text(struct writer *w, uint32_t number)
     }
 }
 
+/* A fingerprint, or almost one. */
+static void put_bytes(struct writer *w, uint32_t number)
+{
+    const uint8_t how = fuzz_take_u8(w->input);
+    const size_t bytes = how < 0x80 ? 16 : how % 20u;
+
+    put_tag(w, number, 2);
+    put_varint(w, bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        put_byte(w, how);
+    }
+}
+
 static void put_number(struct writer *w, const ProtobufCFieldDescriptor *field)
 {
     const uint64_t value = number_value(w, field->name);
@@ -273,7 +287,7 @@ static void put_scalar(struct writer *w, const ProtobufCFieldDescriptor *field)
     case PROTOBUF_C_TYPE_ENUM: {
         const uint8_t how = fuzz_take_u8(w->input);
         put_tag(w, field->id, 0);
-        put_varint(w, how < 0xf0 ? how % 3u : (how < 0xf8 ? how : UINT64_MAX));
+        put_varint(w, how < 0xf0 ? how % 4u : (how < 0xf8 ? how : UINT64_MAX));
         return;
     }
     case PROTOBUF_C_TYPE_FLOAT:
@@ -282,6 +296,9 @@ static void put_scalar(struct writer *w, const ProtobufCFieldDescriptor *field)
         return;
     case PROTOBUF_C_TYPE_STRING:
         put_text(w, field->id);
+        return;
+    case PROTOBUF_C_TYPE_BYTES:
+        put_bytes(w, field->id);
         return;
     default:
         KVARN_ASSERT(false); /* no request of kvarnd.proto has such a field */

@@ -132,7 +132,11 @@ static void frame_send(struct run *run, uint8_t type, const uint8_t *message, si
 
 static void step_made_frame(struct run *run)
 {
-    const uint8_t type = (uint8_t)(1 + fuzz_take_u8(&run->input) % (KVARN_FRAME_TYPE_COUNT - 1u));
+    uint8_t type = (uint8_t)(1 + fuzz_take_u8(&run->input) % (KVARN_FRAME_TYPE_COUNT - 1u));
+
+    if (kvd_method_find(type) == NULL) {
+        type = KVARN_FRAME_READ_METRIC; /* numbers that no call has */
+    }
     const ProtobufCMessageDescriptor *descriptor = kvd_method_find(type)->request_descriptor;
     const size_t bytes = dispatch_message_make(
         &run->input, &run->client->hints, descriptor, run->message, sizeof run->message);

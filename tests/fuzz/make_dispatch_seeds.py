@@ -20,10 +20,8 @@ FRAMES = ROOT / "tests/golden/frames/good"
 BARE, FILLED, TIGHT, UNCREDITED, XXH3 = 1, 2, 4, 8, 16  # options
 SMALL, HUGE = b"\x00", b"\xf0"  # payload: small numbers, or one of them huge
 TEXTS = ["a", "b", "c", "payload_xxh3", "", "m", "a/1", "\u00e9", "\x80"]
-CALLS = [
-    "Hello", "Ping", "RegisterShape", "OpenSession", "Append", "AppendTiles", "ReadBlocks",
-    "Attend", "AppendAttend", "Truncate", "CloseSession", "DropSession", "ListSessions",
-    "InspectSession", "Stats", "Cancel"]
+TYPES = {name: int(number) for number, name in re.findall(
+    r"X\((\d+), \w+, \"\w+\", (\w+),", (ROOT / "proto/frame.h").read_text())}
 
 
 class By(int):
@@ -86,7 +84,7 @@ def choices(message, values):
 
 def call(what, /, payload=SMALL, flags=0, **values):
     """A frame; flags 1 puts a checksum behind its payload."""
-    return bytes([0, CALLS.index(what)]) + choices(what, values) + bytes([flags]) + payload
+    return bytes([0, TYPES[what] - 1]) + choices(what, values) + bytes([flags]) + payload
 
 
 HELLO = call("Hello", client="a", features=["payload_xxh3"])
@@ -157,6 +155,20 @@ def seeds_of_calls():
         HELLO, call("Ping"), call("RegisterShape", shape=shape),
         open_session("a", shape_id=1, mode=1, encoder=1, seal_lag=5), append(A, 70), SETTLE,
         decode_step([A], flags=1), attend([A]), call("Stats"), HELLO]
+    keys = dict(shape, k_bits=2)
+    yield "metric", BARE, [
+        HELLO, call("RegisterShape", shape=keys, metric_layer_count=2,
+                    metric_counts=[0, 0, 100, 100]),
+        open_session("a", shape_id=1, encoder=3), append(A, 70), SETTLE, decode_step([A]),
+        call("ReadMetric", shape_id=1),
+        call("ReadMetric", shape_id=1, layer_first=1, layer_count=1),
+        call("RegisterShape", HUGE, shape=keys, metric_layer_count=1, metric_layer_first=1,
+             metric_counts=[100, 100]),
+        call("RegisterShape", shape=keys, metric_layer_count=1, metric_counts=[100]),
+        call("RegisterShape", shape=keys, metric_layer_count=1, metric_counts=[100, 0]),
+        call("RegisterShape", shape=shape, metric_layer_count=1, metric_counts=[100, 100]),
+        call("ReadMetric"), call("ReadMetric", shape_id=9), append(A, 200), SETTLE,
+        call("InspectSession", handle=A), call("Stats")]
     yield "not_hello", BARE, [call("Ping"), SETTLE, HELLO, call("Ping", deadline_ms=By(0))]
     yield "pipelined", FILLED, [
         append(A, 1), append(A, 1, flags=1), attend([A, B, UNNAMED]), decode_step([A, B, UNNAMED]),

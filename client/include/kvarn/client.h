@@ -150,6 +150,40 @@ struct kvarn_ping_result {
 struct kvarn_register_shape_result {
     uint32_t shape_id; /* blocking: valid as long as the client; asynchronous: as the daemon */
     uint8_t fingerprint[16];
+    uint32_t metric_version; /* newest query metric of the shape; 0: none yet */
+};
+
+/*
+ * A shape with its query metric, for sessions of the encoder AWARE: of each KV head of each layer
+ * the count of queries and, payload, the sum of q q^T over them, rotated: floats [k_dim][k_dim], of
+ * which the upper triangle is read. A layer whose counts are all 0 has no payload and keeps what it
+ * has.
+ */
+struct kvarn_register_metric_args {
+    const struct kvarn_shape *shape; /* borrowed */
+    uint32_t layer_first, layer_count;
+    const uint64_t *counts; /* borrowed: [layer][KV head] */
+    size_t count_count;
+    const struct kvarn_span *payload; /* borrowed */
+    size_t payload_count;
+};
+
+/* The query metric in force. */
+struct kvarn_read_metric_args {
+    const uint8_t *fingerprint; /* borrowed: 16 bytes */
+    uint32_t layer_first;
+    uint32_t layer_count; /* 0: all from layer_first on */
+};
+struct kvarn_read_metric_result {
+    struct kvarn_shape shape;
+    uint8_t fingerprint[16];
+    uint32_t metric_version; /* newest of any layer; 0: none yet */
+    uint32_t layer_first, layer_count;
+    const uint64_t *counts; /* [layer][KV head]; a layer without a metric: all 0, and no payload */
+    size_t count_count;
+    const uint32_t *versions; /* of each layer */
+    const void *data;         /* as kvarn_register_metric_args' payload; 16-byte aligned */
+    size_t data_bytes;
 };
 
 struct kvarn_open_session_args {
@@ -406,6 +440,10 @@ KVARN_API int kvarn_call_hello(const struct kvarn_hello_args *args, uint32_t dea
 KVARN_API int kvarn_call_ping(uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_register_shape(const struct kvarn_shape *shape, uint32_t deadline_ms,
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_register_metric(const struct kvarn_register_metric_args *args,
+    uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_read_metric(const struct kvarn_read_metric_args *args,
+    uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_open_session(const struct kvarn_open_session_args *args,
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_append(const struct kvarn_append_args *args, uint32_t deadline_ms,
@@ -448,8 +486,11 @@ KVARN_API int kvarn_reply_hello(
     struct kvarn_reply *reply, struct kvarn_hello_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_ping(
     struct kvarn_reply *reply, struct kvarn_ping_result *ret) KVARN_MUST_CHECK;
+/* Of RegisterShape with a metric and without. */
 KVARN_API int kvarn_reply_register_shape(
     struct kvarn_reply *reply, struct kvarn_register_shape_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_read_metric(
+    struct kvarn_reply *reply, struct kvarn_read_metric_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_open_session(
     struct kvarn_reply *reply, struct kvarn_open_session_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_append(
@@ -534,12 +575,12 @@ KVARN_API uint64_t kvarn_client_reconnect_count(const struct kvarn_client *clien
  *
  * A connection that broke: before the request left, the client reconnects and sends it. After that,
  * before the reply, it reconnects and repeats calls whose repetition is safe: Ping, RegisterShape,
- * OpenSession (but not CREATE of a named session, nor takeover), ReadBlocks, Attend, List, Inspect,
- * Stats, and Append and AppendAttend on named sessions, of which the daemon recognises an identical
- * retry (SEMANTICS.md 9). Others give KVARN_EIO. Shapes are registered again and named sessions
- * opened again (EXISTING) when next needed. A session whose epoch is not the one that the client
- * holds gives KVARN_ESTALE_EPOCH with the epoch and lengths that hold, in every call, until
- * kvarn_client_refresh_session(); one that is gone gives KVARN_ENOT_FOUND.
+ * ReadMetric, OpenSession (but not CREATE of a named session, nor takeover), ReadBlocks, Attend,
+ * List, Inspect, Stats, and Append and AppendAttend on named sessions, of which the daemon
+ * recognises an identical retry (SEMANTICS.md 9). Others give KVARN_EIO. Shapes are registered
+ * again and named sessions opened again (EXISTING) when next needed. A session whose epoch is not
+ * the one that the client holds gives KVARN_ESTALE_EPOCH with the epoch and lengths that hold, in
+ * every call, until kvarn_client_refresh_session(); one that is gone gives KVARN_ENOT_FOUND.
  *
  * RETRY_LATER is tried again within the deadline, after the daemon's retry_after_ms. Items of a
  * batch are not: each has its own status.
@@ -548,6 +589,13 @@ KVARN_API int kvarn_client_ping(
     struct kvarn_client *client, struct kvarn_ping_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_client_register_shape(struct kvarn_client *client,
     const struct kvarn_shape *shape, struct kvarn_register_shape_result *ret) KVARN_MUST_CHECK;
+/* ret->shape_id is 0: a session needs the shape registered by the call above. */
+KVARN_API int kvarn_client_register_metric(struct kvarn_client *client,
+    const struct kvarn_register_metric_args *args,
+    struct kvarn_register_shape_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_client_read_metric(struct kvarn_client *client,
+    const struct kvarn_read_metric_args *args,
+    struct kvarn_read_metric_result *ret) KVARN_MUST_CHECK;
 /* *ret_session is owned by the client, until close, drop or destroy. */
 KVARN_API int kvarn_client_open_session(struct kvarn_client *client,
     const struct kvarn_open_session_args *args, struct kvarn_session **ret_session,

@@ -19,7 +19,7 @@ TYPES = {
     "error": 0, "hello": 1, "ping": 2, "register_shape": 3, "open_session": 4, "append": 5,
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
-    "stats": 15, "cancel": 16,
+    "stats": 15, "cancel": 16, "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -170,6 +170,18 @@ SHAPE = (
             number(3, "k_dim", 192), number(4, "v_dim", 128), number(5, "window", 4096)),
     number(4, "group", 128), number(5, "k_bits", 2), number(6, "v_bits", 2),
     number(7, "sink_tokens", 128))
+# A metric of the second of two layers with one KV head of 8: the sum of 40 queries' squares.
+METRIC_SHAPE = (
+    text(1, "model", "tiny"),
+    message(3, "layer_groups", number(1, "layers", 2), number(2, "kv_heads", 1),
+            number(3, "k_dim", 8)),
+    number(4, "group", 64))
+METRIC_FINGERPRINT = hashlib.sha256(
+    b"kvarn-shape 1\nmodel 4:tiny\nrevision 0:\ngroup 64\nbits 2 2\nsink 64\nlayers 2 1 8 8 0\n"
+).digest()[:16]
+METRIC_COUNTS = [0, 40]
+METRIC = b"".join(struct.pack("<f", 0 if j < i else 40 if i == j else 0.5 * i - j)
+                  for i in range(8) for j in range(8))
 SUMMARY = (
     text(1, "name", "chat/ä"), text(2, "model", "tiny-moe"), number(3, "length", 300),
     number(4, "epoch", 7), number(5, "bytes", 1 << 21), number(6, "handles", 2),
@@ -197,6 +209,21 @@ def good_session():
     yield "register_shape", "register_shape", 0, 4, [message(1, "shape", *SHAPE)], b""
     yield "register_shape_reply", "register_shape", REPLY, 4, [
         status(), number(2, "shape_id", 1), raw(3, "fingerprint", FINGERPRINT)], b""
+    yield "register_shape_metric", "register_shape", 0, 30, [
+        message(1, "shape", *METRIC_SHAPE), number(2, "metric_layer_first", 0),
+        number(3, "metric_layer_count", 2), packed(4, "metric_counts", METRIC_COUNTS)], METRIC
+    yield "register_shape_reply_metric", "register_shape", REPLY, 30, [
+        status(), number(2, "shape_id", 1), raw(3, "fingerprint", METRIC_FINGERPRINT),
+        number(4, "metric_version", 7)], b""
+    yield "read_metric", "read_metric", 0, 31, [
+        raw(2, "fingerprint", METRIC_FINGERPRINT), number(3, "layer_first", 0),
+        number(4, "layer_count", 2)], b""
+    yield "read_metric_by_id", "read_metric", 0, 32, [
+        number(1, "shape_id", 1), number(15, "deadline_ms", 5000)], b""
+    yield "read_metric_reply", "read_metric", REPLY, 31, [
+        status(), message(2, "shape", *METRIC_SHAPE), raw(3, "fingerprint", METRIC_FINGERPRINT),
+        number(4, "metric_version", 7), number(5, "layer_first", 0),
+        packed(6, "counts", METRIC_COUNTS), packed(7, "versions", [0, 7])], METRIC
     yield "open_session", "open_session", 0, 5, [
         text(1, "name", "chat/ä"), number(2, "shape_id", 1), enum(3, "mode", 1, "CREATE"),
         enum(4, "encoder", 2, "REFINED"), number(5, "seal_lag", 16), flag(6, "takeover", True)], b""

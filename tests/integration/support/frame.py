@@ -37,11 +37,11 @@ pb = _load_messages()
 # Wire numbers of calls: proto/frame.h.
 CALLS = ["Hello", "Ping", "RegisterShape", "OpenSession", "Append", "AppendTiles", "ReadBlocks",
          "Attend", "AppendAttend", "Truncate", "CloseSession", "DropSession", "ListSessions",
-         "InspectSession", "Stats", "Cancel"]
-TYPES = {name: number for number, name in enumerate(CALLS, 1)}
+         "InspectSession", "Stats", "Cancel", "ReadMetric"]
+TYPES = {name: number for number, name in enumerate(CALLS, 1)} | {"ReadMetric": 26}
 LABELS = ["hello", "ping", "register_shape", "open_session", "append", "append_tiles",
           "read_blocks", "attend", "append_attend", "truncate", "close_session", "drop_session",
-          "list_sessions", "inspect_session", "stats", "cancel"]
+          "list_sessions", "inspect_session", "stats", "cancel", "read_metric"]
 TYPE_ERROR = 0
 
 # Wire status codes: lib/base/err.def.
@@ -89,11 +89,11 @@ def reply_class(kind):
     """The message class of a reply of this type."""
     if kind == TYPE_ERROR:
         return pb.ErrorReply
-    name = CALLS[kind - 1]
+    name = next(name for name, number in TYPES.items() if number == kind)
     return pb.AttendReply if name == "AppendAttend" else getattr(pb, name + "Reply")
 
 
-_REPLY_CLASSES = {kind: reply_class(kind) for kind in range(len(CALLS) + 1)}
+_REPLY_CLASSES = {kind: reply_class(kind) for kind in [TYPE_ERROR, *TYPES.values()]}
 
 
 class Reply:

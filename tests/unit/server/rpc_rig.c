@@ -85,6 +85,26 @@ void rpc_rig_fini(struct rpc_rig *rig)
     kvt_host_fini(&rig->host);
 }
 
+void rpc_shape_words_init(struct rpc_shape_words *words, const char *model)
+{
+    kvarnd__register_shape__init(&words->message);
+    kvarnd__shape__init(&words->shape);
+    kvarnd__layer_group__init(&words->group);
+    words->message.shape = &words->shape;
+    words->shape.model = (char *)(uintptr_t)model;
+    words->shape.n_layer_groups = 1;
+    words->shape.layer_groups = words->groups;
+    words->groups[0] = &words->group;
+    words->group.layers = 1;
+    words->group.kv_heads = 2;
+    words->group.k_dim = 64;
+}
+
+struct kvt_answer rpc_shape_call(struct rpc_rig *rig, struct rpc_shape_words *words)
+{
+    return kvt_peer_call(&rig->peer, KVARN_FRAME_REGISTER_SHAPE, &words->message.base, NULL, 0);
+}
+
 struct rpc_session rpc_open(struct rpc_rig *rig, const char *name, uint32_t seal_lag)
 {
     Kvarnd__OpenSession message = KVARND__OPEN_SESSION__INIT;

@@ -26,6 +26,16 @@ void rpc_rig_init(
     struct rpc_rig *rig, const struct kvt_host_options *options, const struct kvd_shape_desc *desc);
 void rpc_rig_fini(struct rpc_rig *rig);
 
+/* A RegisterShape with one group of one layer, everything else by default. */
+struct rpc_shape_words {
+    Kvarnd__RegisterShape message;
+    Kvarnd__Shape shape;
+    Kvarnd__LayerGroup group;
+    Kvarnd__LayerGroup *groups[1];
+};
+void rpc_shape_words_init(struct rpc_shape_words *words, const char *model);
+struct kvt_answer rpc_shape_call(struct rpc_rig *rig, struct rpc_shape_words *words);
+
 /* A session as a client holds it. */
 struct rpc_session {
     uint64_t handle;

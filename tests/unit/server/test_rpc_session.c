@@ -1,4 +1,4 @@
-/* RegisterShape, OpenSession, CloseSession, DropSession and Truncate over the wire. */
+/* OpenSession, CloseSession, DropSession and Truncate over the wire. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -10,98 +10,6 @@
 #include "tests/unit/server/rpc_rig.h"
 
 #define TEXT(text) ((char *)(uintptr_t)(text))
-
-/* RegisterShape. */
-
-struct shape_words {
-    Kvarnd__RegisterShape message;
-    Kvarnd__Shape shape;
-    Kvarnd__LayerGroup group;
-    Kvarnd__LayerGroup *groups[1];
-};
-
-/* One layer, everything else by default. */
-static void shape_words_init(struct shape_words *words, const char *model)
-{
-    kvarnd__register_shape__init(&words->message);
-    kvarnd__shape__init(&words->shape);
-    kvarnd__layer_group__init(&words->group);
-    words->message.shape = &words->shape;
-    words->shape.model = TEXT(model);
-    words->shape.n_layer_groups = 1;
-    words->shape.layer_groups = words->groups;
-    words->groups[0] = &words->group;
-    words->group.layers = 1;
-    words->group.kv_heads = 2;
-    words->group.k_dim = 64;
-}
-
-static struct kvt_answer shape_call(struct rpc_rig *rig, struct shape_words *words)
-{
-    return kvt_peer_call(&rig->peer, KVARN_FRAME_REGISTER_SHAPE, &words->message.base, NULL, 0);
-}
-
-static void test_shape_defaults_are_filled_in(void **state)
-{
-    struct shape_words words;
-    struct rpc_rig rig;
-
-    (void)state;
-    rpc_rig_init(&rig, &(struct kvt_host_options){0}, NULL);
-    shape_words_init(&words, "m");
-    struct kvt_answer answer = shape_call(&rig, &words);
-    const Kvarnd__RegisterShapeReply *reply = answer.message;
-    assert_int_equal(answer.err, 0);
-    const struct kvd_shape *shape =
-        kvd_shape_find(&rig.host.service.shapes, KVD_TENANT_DEFAULT, reply->shape_id);
-    assert_non_null(shape);
-    assert_int_equal(reply->fingerprint.len, sizeof(shape->fingerprint));
-    assert_memory_equal(reply->fingerprint.data, shape->fingerprint, sizeof(shape->fingerprint));
-    assert_int_equal(shape->group, 128);
-    assert_int_equal(shape->sink_tokens, 128);
-    assert_int_equal(shape->k_bits, 2);
-    assert_int_equal(shape->layers[0].spec.v_dim, 64);
-    uint32_t id = reply->shape_id;
-    kvt_answer_fini(&answer);
-    words.shape.has_group = words.shape.has_sink_tokens = words.group.has_v_dim = 1;
-    words.shape.group = words.shape.sink_tokens = 128;
-    words.group.v_dim = 64;
-    answer = shape_call(&rig, &words); /* the same, spelled out */
-    reply = answer.message;
-    assert_int_equal(reply->shape_id, id);
-    kvt_answer_fini(&answer);
-    rpc_rig_fini(&rig);
-}
-
-static void test_wrong_shapes_are_refused(void **state)
-{
-    const char *words_of[] = {"model is not UTF-8", "revision is not UTF-8", "kv_heads", "KV head",
-        "v_dim", "group", "layer_groups", "sink"};
-    struct rpc_rig rig;
-
-    (void)state;
-    rpc_rig_init(&rig, &(struct kvt_host_options){0}, NULL);
-    for (int i = 0; i < 8; i++) {
-        struct shape_words words;
-        shape_words_init(&words, i == 0 ? "\xC0\x80" : "m");
-        words.shape.revision = i == 1 ? TEXT("r\xFF") : NULL;
-        words.group.kv_heads = i == 2 || i == 3 ? 0 : 2;
-        words.group.has_v_dim = i == 4;
-        words.group.v_dim = 12;
-        words.shape.has_group = i == 5;
-        words.shape.group = 100;
-        words.shape.n_layer_groups = i == 6 ? 0 : 1;
-        words.shape.has_sink_tokens = i == 7;
-        words.shape.sink_tokens = 5;
-        struct kvt_answer answer = shape_call(&rig, &words);
-        assert_int_equal(answer.err, KVARN_EINVALID);
-        if (i != 2 && strstr(answer.status->text, words_of[i]) == NULL) {
-            fail_msg("case %d: %s", i, answer.status->text);
-        }
-        kvt_answer_fini(&answer);
-    }
-    rpc_rig_fini(&rig);
-}
 
 /* OpenSession. */
 
@@ -164,14 +72,14 @@ static void test_open_modes(void **state)
 
 static void test_open_with_another_shape_names_both(void **state)
 {
-    struct shape_words words;
+    struct rpc_shape_words words;
     struct rpc_rig rig;
 
     (void)state;
     rpc_rig_init(&rig, &(struct kvt_host_options){0}, NULL);
     (void)rpc_open(&rig, "s", 0);
-    shape_words_init(&words, "other");
-    struct kvt_answer other = shape_call(&rig, &words);
+    rpc_shape_words_init(&words, "other");
+    struct kvt_answer other = rpc_shape_call(&rig, &words);
     Kvarnd__OpenSession message = open_message(&rig, "s", KVARND__OPEN_MODE__EITHER);
     message.shape_id = ((const Kvarnd__RegisterShapeReply *)other.message)->shape_id;
     struct kvt_answer answer = open_call(&rig, &message);
@@ -633,8 +541,6 @@ static void test_s17_waiting_truncate_is_cancelled(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shape_defaults_are_filled_in),
-        cmocka_unit_test(test_wrong_shapes_are_refused),
         cmocka_unit_test(test_open_modes),
         cmocka_unit_test(test_open_with_another_shape_names_both),
         cmocka_unit_test(test_wrong_opens_are_refused),

@@ -85,7 +85,7 @@ def decode_head(data: bytes | bytearray | memoryview) -> Head:
         raise WireError("what came is not a frame of kvarnd's protocol")
     if version != VERSION:
         raise WireError(f"expected version {VERSION} of the protocol, got {version}")
-    if flags & ~FLAG_XXH3 != FLAG_REPLY or kind > len(CALLS):
+    if flags & ~FLAG_XXH3 != FLAG_REPLY or (kind and kind not in CALLS):
         raise WireError(f"expected a reply, got type {kind} with flags {flags}")
     if message_bytes > MESSAGE_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
         raise WireError(f"a reply of {message_bytes} + {payload_bytes} bytes is beyond the limits")

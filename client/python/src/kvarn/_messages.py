@@ -7,11 +7,12 @@ from kvarn._descriptor import SERIALIZED
 
 __all__ = ["CALLS", "ENUMS", "TYPES", "message", "reply_class"]
 
-# In the order of their frame type, from 1 (PROTOCOL.md section 6).
-CALLS = ("Hello", "Ping", "RegisterShape", "OpenSession", "Append", "AppendTiles", "ReadBlocks",
-         "Attend", "AppendAttend", "Truncate", "CloseSession", "DropSession", "ListSessions",
-         "InspectSession", "Stats", "Cancel")
-TYPES = {name: number for number, name in enumerate(CALLS, 1)}
+# By frame type (PROTOCOL.md section 6); numbers between that no call has are left out.
+CALLS = {1: "Hello", 2: "Ping", 3: "RegisterShape", 4: "OpenSession", 5: "Append",
+         6: "AppendTiles", 7: "ReadBlocks", 8: "Attend", 9: "AppendAttend", 10: "Truncate",
+         11: "CloseSession", 12: "DropSession", 13: "ListSessions", 14: "InspectSession",
+         15: "Stats", 16: "Cancel", 26: "ReadMetric"}
+TYPES = {name: number for number, name in CALLS.items()}
 
 
 def _load() -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
@@ -37,5 +38,5 @@ def reply_class(kind: int) -> Any:
     """The class of a reply to a request of this type; 0 is ErrorReply."""
     if kind == 0:
         return message["ErrorReply"]
-    name = CALLS[kind - 1]
+    name = CALLS[kind]
     return message["AttendReply" if name == "AppendAttend" else name + "Reply"]
