@@ -126,9 +126,10 @@ class KvarnCache(Cache):  # type: ignore[misc]
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         self._config = getattr(model, "config", model).get_text_config(decoder=True)
-        self._options = {"mode": mode, "preset": preset, "group": group, "encoder": encoder,
-                         "sink_tokens": sink_tokens, "seal_lag": seal_lag, "accuracy": accuracy,
-                         "model_name": model_name}
+        self._options: dict[str, Any] = {
+            "mode": mode, "preset": preset, "group": group, "encoder": encoder,
+            "sink_tokens": sink_tokens, "seal_lag": seal_lag, "accuracy": accuracy,
+            "model_name": model_name}
         self.shape = _shape_of(self._config, model_name, preset=preset, group=group,
                                sink_tokens=sink_tokens)
         self.mode, self.name, self.accuracy = mode, name, accuracy
@@ -140,7 +141,8 @@ class KvarnCache(Cache):  # type: ignore[misc]
         self._appends: list[Pending[AppendResult]] = []
         self._begin = 0  # tokens before the forward pass under way
         self._is_broken = self._has_warned = False
-        super().__init__(layers=[_Layer(self, i) for i in range(self.shape.layers)])
+        self._layers = [_Layer(self, i) for i in range(self.shape.layers)]
+        super().__init__(layers=self._layers)
         if name:
             self._resume()
 
@@ -199,7 +201,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
         self._rows, self._step, self._is_broken = [], None, False
         self._reads.clear()
         self._appends.clear()
-        for layer in self.layers:
+        for layer in self._layers:
             layer.length = 0
 
     # ---- a forward pass ----
@@ -214,7 +216,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
 
     def _check_even(self) -> None:
         """Before a forward pass all layers are equally long."""
-        lengths = {layer.length for layer in self.layers}
+        lengths = {layer.length for layer in self._layers}
         if self._is_broken or len(lengths) > 1:
             raise RuntimeError(f"a forward pass broke off and left layers of {min(lengths)} to "
                                f"{max(lengths)} tokens: cache.crop(0) takes it back")
@@ -273,7 +275,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
             self._has_warned = True
             warnings.warn("crop() cut into a block that was sealed: what is left of it is kept as "
                           "it decodes. A larger seal_lag avoids that", stacklevel=3)
-        for layer in self.layers:
+        for layer in self._layers:
             layer.length = length
         self._is_broken = False
 
@@ -324,7 +326,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
     def _ask(self, index: int, dtype: str) -> None:
         """Ask for what is stored of a layer."""
         length = self._begin
-        if index in self._reads or index >= len(self.layers) or not length:
+        if index in self._reads or index >= len(self._layers) or not length:
             return
         kind = self.shape.layer(index)
         chunk = self._client.server.payload_bytes_max // 2 // (4 * kind.kv_heads * sum(kind.dims))
@@ -354,7 +356,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
         self._appends += [self._client.submit(row.append, k[i], v[i], layer.index)
                           for i, row in enumerate(self._rows)]
         layer.length += key.shape[2]
-        if layer.index == len(self.layers) - 1:
+        if layer.index == len(self._layers) - 1:
             appends, self._appends = self._appends, []
             for append in appends:
                 append.result()
@@ -367,7 +369,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
         if tokens_to_remove > 0:
             raise ValueError(f"crop: expected minus the number of tokens to remove, got "
                              f"{tokens_to_remove}")
-        lengths = [layer.length for layer in self.layers]
+        lengths = [layer.length for layer in self._layers]
         length = max(0, min(lengths) + tokens_to_remove)
         if self._is_broken or self._step is not None or length != max(lengths):
             self._take_back(length)
@@ -399,7 +401,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
             raise ValueError(f"fork: sessions of the name {name!r} exist")
         copy._rows = [self._client.fork(row, copy._row_name(i))
                       for i, row in enumerate(self._rows)]
-        for ours, theirs in zip(self.layers, copy.layers):
+        for ours, theirs in zip(self._layers, copy._layers):
             theirs.length = ours.length
         return copy
 
