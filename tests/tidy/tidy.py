@@ -21,7 +21,9 @@ TEXT_SUFFIXES = CODE_SUFFIXES + (".md", ".json", ".txt", ".in", ".yml", ".yaml",
 # Bad on purpose; made elsewhere and kept as it came; made by runs.
 SKIPPED = ("tests/tidy/selftest/", "tests/golden/cases", "tests/golden/frames/", "tests/data/",
     "tests/fuzz/corpus/")
-SKIPPED_FOLDERS = ("__pycache__", ".pytest_cache", ".hypothesis")
+# What Python's tools leave in the tree; the last two are pip's, of client/python.
+SKIPPED_FOLDERS = ("__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", "build",
+                   "kvarn.egg-info")
 
 CHECKS = {
     "include_law": law.check_include_law,
@@ -76,7 +78,7 @@ def read_tree(root):
     paths = [path for path in root.iterdir() if path.is_file()]
     for room in ROOMS:
         paths += [path for path in (root / room).rglob("*") if path.is_file()
-                  and not any(part in SKIPPED_FOLDERS for part in path.parts)]
+                  and not any(part in SKIPPED_FOLDERS for part in path.relative_to(root).parts)]
     texts = {path.relative_to(root).as_posix(): path for path in paths}
     return Tree({name: path.read_bytes().decode("utf-8") for name, path in texts.items()
                  if is_text(name)})
