@@ -13,7 +13,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "kvarn/cpu.h"
 #include "lib/base/assert.h"
 #include "tests/bench/bench.h"
 
@@ -80,10 +79,23 @@ void kck_out(struct kck *k, int slot, size_t count, size_t size)
     }
 }
 
+/* Drawn from again and again: making each anew would take an emulator most of its time. */
+#define NORMALS 8192
+static float normals[NORMALS];
+
+static void normals_init(void)
+{
+    struct kvt_rng rng = {.state = 5};
+
+    for (size_t i = 0; i < NORMALS; i++) {
+        normals[i] = (float)kvt_rng_normal(&rng);
+    }
+}
+
 /* Denormal and huge values as a half has them where the array is one of halves. */
 static float value_make(struct kck *k, float tiny, float huge)
 {
-    float x = (float)kvt_rng_normal(&k->rng);
+    float x = normals[kvt_rng_below(&k->rng, NORMALS)];
 
     switch (k->shape.kind) {
     case KCK_EQUAL:
@@ -405,6 +417,23 @@ static bool is_asked(const char *op, int count, char **names)
     return count == 0;
 }
 
+/* Whether only scalar's kernels are here of what was asked: nothing is then left to compare. */
+static bool is_scalar_enough(int count, char **names)
+{
+    bool is_known = false;
+
+    for (size_t i = 0; i < ROW_COUNT; i++) {
+        if (!is_asked(rows[i].op, count, names)) {
+            continue;
+        }
+        is_known = true;
+        if (rows[i].isa != KVARN__ISA_scalar && kvarn__kernels_of(rows[i].isa) != NULL) {
+            return false;
+        }
+    }
+    return is_known;
+}
+
 int main(int argc, char **argv)
 {
     static struct kck k;
@@ -413,6 +442,7 @@ int main(int argc, char **argv)
     struct tally all = {0};
     unsigned left_out = 0;
 
+    normals_init();
     for (int i = 0; i < KCK_IN; i++) {
         buffer_init(&k.in[i]);
     }
@@ -439,6 +469,6 @@ int main(int argc, char **argv)
     }
     printf("kcheck: %lu cases, %lu failed; %u kernels are for levels that are not here\n",
         all.cases, all.failed, left_out);
-    bool has_vectors = strcmp(kvarn_cpu_active(), "scalar") != 0;
-    return all.failed == 0 && (all.cases > 0 || !has_vectors) ? 0 : 1;
+    bool is_enough = all.cases > 0 || is_scalar_enough(argc - names_at, argv + names_at);
+    return all.failed == 0 && is_enough ? 0 : 1;
 }
