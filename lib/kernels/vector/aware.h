@@ -7,7 +7,7 @@
  * rows, the errors of each span of 128 are carried to all rows to come while they are there. A
  * block of DIFFUSE_ROWS rows first takes the errors of all rows before it, sums in registers, and
  * is then rounded row after row, which carries errors on within the block. Rounding a row waits for
- * itself (7 operations, one after the other); the sums of the next block, which need none of it but
+ * itself (8 operations, one after the other); the sums of the next block, which need none of it but
  * at their end, fill that time.
  */
 #ifndef KVARN_KERNELS_VECTOR_AWARE_H
@@ -202,21 +202,28 @@ static void diffuse_rows(
     }
 }
 
-/* Add `count` queries, at most METRIC_ROWS, to the metric. */
+/*
+ * Add `count` queries, at most METRIC_ROWS, to the metric: two of its rows at a time, so that what
+ * is loaded of a query serves both.
+ */
 VF_INLINE void metric_rows_add(float *a, const float *q, uint32_t count, uint32_t dim)
 {
-    for (uint32_t i = 0; i < dim; i++) {
+    for (uint32_t i = 0; i < dim; i += 2) {
         float *row = a + (size_t)i * dim;
-        vf by[METRIC_ROWS];
+        vf by[METRIC_ROWS][2];
         for (uint32_t k = 0; k < count; k++) {
-            by[k] = vf_set1(q[(size_t)k * dim + i]);
+            by[k][0] = vf_set1(q[(size_t)k * dim + i]);
+            by[k][1] = vf_set1(q[(size_t)k * dim + i + 1]);
         }
         for (uint32_t j = i - i % VF_LANES; j < dim; j += VF_LANES) {
-            vf sum = vf_load(row + j);
+            vf one = vf_load(row + j), two = vf_load(row + dim + j);
             for (uint32_t k = 0; k < count; k++) {
-                sum = vf_fma(by[k], vf_load(q + (size_t)k * dim + j), sum);
+                vf x = vf_load(q + (size_t)k * dim + j);
+                one = vf_fma(by[k][0], x, one);
+                two = vf_fma(by[k][1], x, two);
             }
-            vf_store(row + j, sum);
+            vf_store(row + j, one);
+            vf_store(row + dim + j, two);
         }
     }
 }
