@@ -48,6 +48,8 @@
         inspect_session, inspect_session_reply)                                                   \
     X(15, STATS, "stats", Stats, StatsReply, stats, stats_reply)                                  \
     X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)                            \
+    X(17, FORK, "fork", Fork, ForkReply, fork, fork_reply)                                        \
+    X(18, REORDER, "reorder", Reorder, ReorderReply, reorder, reorder_reply)                      \
     X(26, READ_METRIC, "read_metric", ReadMetric, ReadMetricReply, read_metric, read_metric_reply)
 
 enum kvarn_frame_type {

@@ -38,6 +38,8 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
         .start = kvd_rpc_inspect_session},
     [KVARN_FRAME_STATS] = {MESSAGE(Stats, stats), .start = kvd_rpc_stats},
     [KVARN_FRAME_CANCEL] = {MESSAGE(Cancel, cancel), .start = kvd_rpc_cancel},
+    [KVARN_FRAME_FORK] = {MESSAGE(Fork, fork), .start = kvd_rpc_fork},
+    [KVARN_FRAME_REORDER] = {MESSAGE(Reorder, reorder), .start = kvd_rpc_reorder},
     [KVARN_FRAME_READ_METRIC] = {MESSAGE(ReadMetric, read_metric), .start = kvd_rpc_read_metric},
 };
 

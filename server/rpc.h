@@ -40,6 +40,9 @@ void kvd_rpc_close_session(struct kvd_request *request);
 void kvd_rpc_drop_session(struct kvd_request *request);
 void kvd_rpc_truncate(struct kvd_request *request);
 
+void kvd_rpc_fork(struct kvd_request *request);    /* rpc_fork.c */
+void kvd_rpc_reorder(struct kvd_request *request); /* rpc_reorder.c */
+
 void kvd_rpc_list_sessions(struct kvd_request *request); /* rpc_session_view.c */
 void kvd_rpc_inspect_session(struct kvd_request *request);
 

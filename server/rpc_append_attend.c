@@ -26,27 +26,6 @@ static uint64_t kv_bytes_of(const Kvarnd__AppendAttend *message, const struct kv
         (enum kvarn_dtype)message->kv_dtype);
 }
 
-static int pointer_compare(const void *a, const void *b)
-{
-    uintptr_t left = (uintptr_t) * (const void *const *)a;
-    uintptr_t right = (uintptr_t) * (const void *const *)b;
-
-    return left < right ? -1 : left > right;
-}
-
-/* A session occurs at most once: two appends to it in one request would race for its turn. */
-static int sessions_check_distinct(
-    const struct kvd_session **sessions, size_t count, struct kvd_failure *why)
-{
-    qsort(sessions, count, sizeof(sessions[0]), pointer_compare);
-    for (size_t i = 1; i < count; i++) {
-        if (sessions[i] == sessions[i - 1]) {
-            return kvd_fail(why, KVARN_EINVALID, "a session may occur once, got one twice");
-        }
-    }
-    return 0;
-}
-
 static int message_check(const Kvarnd__AppendAttend *message, struct kvd_failure *why)
 {
     int err = kvd_attend_params_check(message->params, why);
@@ -82,7 +61,7 @@ int kvd_rpc_append_attend_payload(
         sessions[i] = session;
     }
     if (err == 0) {
-        err = sessions_check_distinct(sessions, message->n_items, why);
+        err = kvd_rpc_check_distinct(sessions, message->n_items, why);
     }
     if (err == 0) {
         *ret = bytes;

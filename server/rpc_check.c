@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
@@ -138,4 +139,24 @@ struct kvd_session *kvd_rpc_find_session(const struct kvd_request *request, bool
         kvd_fail(why, KVARN_ENOT_FOUND, "no session has this name");
     }
     return session;
+}
+
+static int pointer_compare(const void *a, const void *b)
+{
+    uintptr_t left = (uintptr_t) * (const void *const *)a;
+    uintptr_t right = (uintptr_t) * (const void *const *)b;
+
+    return left < right ? -1 : left > right;
+}
+
+int kvd_rpc_check_distinct(
+    const struct kvd_session **sessions, size_t count, struct kvd_failure *why)
+{
+    qsort(sessions, count, sizeof(sessions[0]), pointer_compare);
+    for (size_t i = 1; i < count; i++) {
+        if (sessions[i] == sessions[i - 1]) {
+            return kvd_fail(why, KVARN_EINVALID, "a session may occur once, got one twice");
+        }
+    }
+    return 0;
 }

@@ -39,4 +39,11 @@ int kvd_rpc_check_text(
 struct kvd_session *kvd_rpc_find_session(const struct kvd_request *request, bool has_handle,
     uint64_t handle, const char *name, struct kvd_failure *why);
 
+/*
+ * A session occurs at most once in a call: two changes to it in one request would race for its
+ * turn. Sorts `sessions`.
+ */
+int kvd_rpc_check_distinct(
+    const struct kvd_session **sessions, size_t count, struct kvd_failure *why) KVARN_MUST_CHECK;
+
 #endif

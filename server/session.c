@@ -58,6 +58,64 @@ int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shap
     return 0;
 }
 
+int kvd_session_copy(const struct kvd_session *from, const char *name, struct kvd_session **ret,
+    struct kvd_failure *why)
+{
+    struct kvd_service *service = from->service;
+    struct kvd_session *copy = NULL;
+    int err = kvd_session_create(service, from->shape, name, &from->options, &copy);
+
+    KVARN_ASSERT(err != 0 || copy != NULL);
+    if (err == 0) {
+        err = kvd_block_table_clone(service, &from->table, &copy->table);
+        if (err != 0) {
+            kvd_session_unref(copy);
+        }
+    }
+    if (err == KVARN_ENOSPC) {
+        return kvd_session_fail_space(service, session_bytes(from->shape, name), why);
+    }
+    if (err != 0) {
+        return kvd_fail(why, err, "no memory for the session");
+    }
+    for (uint32_t i = 0; i < from->shape->layer_count; i++) {
+        const struct kvd_layer *ly = &from->layers[i];
+        KVARN_ASSERT(ly->pending_length == ly->length);
+        copy->layers[i] = (struct kvd_layer){.length = ly->length,
+            .pending_length = ly->length,
+            .sealed_blocks = ly->sealed_blocks,
+            .dropped_blocks = ly->dropped_blocks,
+            .tail_pages = ly->tail_pages};
+    }
+    memcpy(copy->pages_by_encoder, from->pages_by_encoder, sizeof(copy->pages_by_encoder));
+    *ret = copy;
+    return 0;
+}
+
+void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
+{
+    struct kvd_block_table table = a->table;
+    struct kvd_session_options options = a->options;
+
+    KVARN_ASSERT(a->shape == b->shape && a->service == b->service);
+    a->table = b->table;
+    b->table = table;
+    a->options = b->options;
+    b->options = options;
+    for (uint32_t i = 0; i < a->shape->layer_count; i++) {
+        struct kvd_layer layer = a->layers[i];
+        a->layers[i] = b->layers[i];
+        b->layers[i] = layer;
+        b->layers[i].pending = a->layers[i].pending; /* the operation's, not the contents' */
+        a->layers[i].pending = layer.pending;
+    }
+    for (size_t i = 0; i < sizeof(a->pages_by_encoder) / sizeof(a->pages_by_encoder[0]); i++) {
+        uint64_t pages = a->pages_by_encoder[i];
+        a->pages_by_encoder[i] = b->pages_by_encoder[i];
+        b->pages_by_encoder[i] = pages;
+    }
+}
+
 struct kvd_session *kvd_session_ref(struct kvd_session *session)
 {
     KVARN_ASSERT(session->refs > 0);

@@ -105,6 +105,20 @@ struct kvd_session_op {
 int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape, const char *name,
     const struct kvd_session_options *options, struct kvd_session **ret) KVARN_MUST_CHECK;
 
+/*
+ * Make a session that holds what an idle one holds, by reference: some 10 ns for 64 blocks. It has
+ * a new epoch and one reference and is in no table. Returns 0, KVARN_ENOSPC, KVARN_ERETRY_LATER or
+ * KVARN_ENOMEM.
+ */
+int kvd_session_copy(const struct kvd_session *from, const char *name, struct kvd_session **ret,
+    struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * Exchange what two sessions of one shape hold; who they are, epochs and queues stay. Both idle,
+ * but for one operation that keeps all layers of one of them pending.
+ */
+void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b);
+
 struct kvd_session *kvd_session_ref(struct kvd_session *session);
 
 /* The last reference hands the session to the table's reaper, which frees its pages in slices. */

@@ -195,7 +195,8 @@ static int spares_take(
 
     for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
         struct kvd_layer *ly = &session->layers[i];
-        if (block->layers[i].rows == NULL || ly->spare_rows != NULL ||
+        const struct kvd_page *rows = block->layers[i].rows;
+        if (rows == NULL || rows->refs == 1 || ly->spare_rows != NULL ||
             ly->length / session->shape->group != block_idx) {
             continue;
         }
@@ -265,12 +266,22 @@ void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
     session->layers[layer].spare_rows = NULL;
 }
 
-/* A page for the layer's rows: the spare, which was taken for this, or another. */
+/*
+ * A page for the layer's rows: the spare, which was taken for this, or another. Where shared rows
+ * are to be copied the other layers of the block will meet the same, and find a spare each.
+ */
 static int rows_take(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page **ret)
 {
     struct kvd_layer *ly = &session->layers[layer];
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
 
+    if (ly->spare_rows == NULL && block->layers[layer].rows != NULL) {
+        int err = spares_take(session, block_idx, block);
+        if (err != 0) {
+            return err;
+        }
+    }
     if (ly->spare_rows != NULL) {
         *ret = ly->spare_rows;
         ly->spare_rows = NULL;

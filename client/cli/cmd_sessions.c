@@ -1,4 +1,4 @@
-/* kvarnctl ping, sessions, inspect, truncate, drop. */
+/* kvarnctl ping, sessions, inspect, truncate, fork, drop. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -244,6 +244,46 @@ int cmd_truncate(struct ctl *ctl)
     json_u64(&ctl->json, "epoch", result.epoch);
     json_u64_array(&ctl->json, "layer_lengths", result.layer_lengths, result.layer_count);
     json_bool(&ctl->json, "lossy_tail", result.lossy_tail);
+    json_object_close(&ctl->json);
+    return CTL_OK;
+}
+
+int cmd_fork(struct ctl *ctl)
+{
+    const struct kvarn_open_session_args open_args = {
+        .name = ctl->args.positions[0],
+        .mode = KVARN_OPEN_EXISTING,
+    };
+    struct kvarn_fork_item item = {
+        .name = ctl->args.positions[1],
+        .length = ctl_is_set(ctl, "length") ? ctl_number(ctl, "length") : KVARN_TOKEN_DEFAULT,
+        .mode = ctl_is_set(ctl, "or-open") ? KVARN_OPEN_EITHER : KVARN_OPEN_CREATE,
+    };
+    const struct kvarn_fork_args args = {&item, 1};
+    struct kvarn_session *session = NULL;
+    struct kvarn_session *copy = NULL;
+    struct kvarn_fork_result result;
+    int err = kvarn_client_open_session(ctl->client, &open_args, &session, NULL);
+
+    item.session = session;
+    if (err == 0)
+        err = kvarn_client_fork(ctl->client, &args, &copy, &result);
+    if (err != 0)
+        return ctl_refused(ctl, err);
+    if (result.items[0].status.err != 0)
+        return ctl_fail(ctl, result.items[0].status.err, result.items[0].status.text);
+    if (!ctl->is_json) {
+        printf("%s: %" PRIu64 " tokens, %s%s; epoch %" PRIu64 "\n", item.name,
+            result.items[0].length, result.items[0].created ? "shared with " : "was there already",
+            result.items[0].created ? ctl->args.positions[0] : "", result.items[0].epoch);
+        return CTL_OK;
+    }
+    json_object_open(&ctl->json, NULL);
+    json_text(&ctl->json, "session", item.name);
+    json_u64(&ctl->json, "epoch", result.items[0].epoch);
+    json_u64(&ctl->json, "length", result.items[0].length);
+    json_bool(&ctl->json, "created", result.items[0].created);
+    json_bool(&ctl->json, "lossy_tail", result.items[0].lossy_tail);
     json_object_close(&ctl->json);
     return CTL_OK;
 }

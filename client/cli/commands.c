@@ -66,6 +66,13 @@ static const struct option_row truncate_rows[] = {
     {"length", OPTION_UINT, "N", NULL, "tokens to keep", 0, true},
 };
 
+static const struct option_row fork_rows[] = {
+    {"length", OPTION_UINT, "N", NULL, "tokens of the copy; default: all that are stored", 0,
+        false},
+    {"or-open", OPTION_FLAG, NULL, NULL, "if there is a session COPY already, that will do", 0,
+        false},
+};
+
 static const struct option_row top_rows[] = {
     {"once", OPTION_FLAG, NULL, NULL, "print one screen and end", 0, false},
     {"interval-ms", OPTION_UINT, "MS", "1000", "time between screens", 0, false},
@@ -140,6 +147,8 @@ const struct ctl_command ctl_commands[] = {
         COUNT(attend_rows), 1, false, cmd_attend},
     {"truncate", "SESSION", "Forget the tokens behind a length", truncate_rows,
         COUNT(truncate_rows), 1, false, cmd_truncate},
+    {"fork", "SESSION COPY", "Make a session that shares what another one holds", fork_rows,
+        COUNT(fork_rows), 2, false, cmd_fork},
     {"drop", "SESSION", "Drop a session", NULL, 0, 1, false, cmd_drop},
     {"top", NULL, "Show what the server does, each second; q ends it", top_rows, COUNT(top_rows), 0,
         false, cmd_top},

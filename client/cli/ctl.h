@@ -75,6 +75,7 @@ int cmd_append(struct ctl *ctl);
 int cmd_attend(struct ctl *ctl);
 int cmd_drop(struct ctl *ctl);
 int cmd_evaluate(struct ctl *ctl);
+int cmd_fork(struct ctl *ctl);
 int cmd_inspect(struct ctl *ctl);
 int cmd_ping(struct ctl *ctl);
 int cmd_read(struct ctl *ctl);

@@ -377,6 +377,112 @@ int kvarn_client_truncate(struct kvarn_client *client, struct kvarn_session *ses
     return 0;
 }
 
+/* Objects for the copies that a Fork may make; all or none. */
+static int fork_prepare(const struct kvarn_fork_args *args, struct client_session **sessions)
+{
+    for (size_t i = 0; i < args->item_count; i++) {
+        const char *name = args->items[i].name;
+
+        sessions[i] = calloc(1, sizeof *sessions[i]);
+        if (sessions[i] == NULL || (name != NULL && (sessions[i]->name = strdup(name)) == NULL))
+            return KVARN_ENOMEM;
+    }
+    return 0;
+}
+
+/* Keep the objects whose items succeeded. */
+static void fork_adopt(struct kvarn_client *client, const struct kvarn_fork_result *result,
+    struct client_session **sessions, struct kvarn_session **ret_sessions)
+{
+    for (size_t i = 0; i < result->item_count; i++) {
+        ret_sessions[i] = NULL;
+        if (result->items[i].status.err != 0)
+            continue;
+        sessions[i]->pub.handle = result->items[i].handle;
+        sessions[i]->pub.epoch = result->items[i].epoch;
+        sessions[i]->serial = client->serial;
+        TAILQ_INSERT_TAIL(&client->sessions, sessions[i], link);
+        ret_sessions[i] = &sessions[i]->pub;
+        sessions[i] = NULL;
+    }
+}
+
+int kvarn_client_fork(struct kvarn_client *client, const struct kvarn_fork_args *args,
+    struct kvarn_session **ret_sessions, struct kvarn_fork_result *ret)
+{
+    struct kvarn_fork_result result;
+    struct client_exchange exchange = {
+        .type = KVARN_FRAME_FORK,
+        .args = args,
+        .result = &result,
+        .items = args->items,
+        .item_count = args->item_count,
+        .item_bytes = sizeof args->items[0],
+        .is_repeatable = true,
+    };
+    struct client_session **sessions =
+        calloc(args->item_count + 1, sizeof(struct client_session *));
+    int err = sessions == NULL ? KVARN_ENOMEM : fork_prepare(args, sessions);
+
+    _Static_assert(offsetof(struct kvarn_fork_item, session) == 0, "sessions are found there");
+    if (err != 0) {
+        (void)kvarn__client_fail(client, KVARN_FRAME_FORK, err, NULL);
+        goto out;
+    }
+    for (size_t i = 0; i < args->item_count; i++)
+        exchange.is_repeatable = exchange.is_repeatable && args->items[i].name != NULL &&
+                                 args->items[i].mode == KVARN_OPEN_EITHER;
+    err = kvarn__client_perform(client, &exchange);
+    if (err == 0 && result.item_count != args->item_count)
+        err = kvarn__client_fail(
+            client, KVARN_FRAME_FORK, KVARN_EPROTOCOL, "the reply has another number of items");
+    if (err == 0) {
+        fork_adopt(client, &result, sessions, ret_sessions);
+        if (ret != NULL)
+            *ret = result;
+    }
+out:
+    for (size_t i = 0; sessions != NULL && i < args->item_count; i++) {
+        if (sessions[i] != NULL)
+            free(sessions[i]->name);
+        free(sessions[i]);
+    }
+    free(sessions);
+    return err;
+}
+
+int kvarn_client_reorder(struct kvarn_client *client, const struct kvarn_reorder_args *args,
+    struct kvarn_reorder_result *ret)
+{
+    struct kvarn_reorder_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_REORDER,
+        .args = args,
+        .result = &result,
+        .items = args->members,
+        .item_count = args->member_count,
+        .item_bytes = sizeof args->members[0],
+    };
+    size_t member = 0;
+    int err;
+
+    _Static_assert(offsetof(struct kvarn_reorder_member, session) == 0, "sessions are found there");
+    err = kvarn__client_perform(client, &exchange);
+    if (err != 0)
+        return err;
+    for (size_t i = 0; i < result.item_count && member < args->member_count; i++) {
+        const struct kvarn_reorder_item_result *item = &result.items[i];
+        size_t count = args->item_members == NULL ? args->member_count : args->item_members[i];
+
+        for (size_t j = 0; j < count && item->status.err == 0 && j < item->session_count; j++)
+            session_epoch_set(args->members[member + j].session, item->epochs[j]);
+        member += count;
+    }
+    if (ret != NULL)
+        *ret = result;
+    return 0;
+}
+
 static void session_forget(struct kvarn_client *client, struct kvarn_session *pub)
 {
     struct client_session *session = kvarn__client_session_of(pub);

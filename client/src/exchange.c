@@ -28,6 +28,10 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_append_attend(args, deadline_ms, ret_call);
     case KVARN_FRAME_TRUNCATE:
         return kvarn_call_truncate(args, deadline_ms, ret_call);
+    case KVARN_FRAME_FORK:
+        return kvarn_call_fork(args, deadline_ms, ret_call);
+    case KVARN_FRAME_REORDER:
+        return kvarn_call_reorder(args, deadline_ms, ret_call);
     case KVARN_FRAME_CLOSE_SESSION:
         return kvarn_call_close_session(args, deadline_ms, ret_call);
     case KVARN_FRAME_DROP_SESSION:
@@ -83,6 +87,10 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
                    : kvarn_reply_attend(reply, result);
     case KVARN_FRAME_TRUNCATE:
         return kvarn_reply_truncate(reply, result);
+    case KVARN_FRAME_FORK:
+        return kvarn_reply_fork(reply, result);
+    case KVARN_FRAME_REORDER:
+        return kvarn_reply_reorder(reply, result);
     case KVARN_FRAME_CLOSE_SESSION:
     case KVARN_FRAME_DROP_SESSION:
         return bare_parse(reply, type);

@@ -239,6 +239,58 @@ int kvarn_reply_truncate(struct kvarn_reply *reply, struct kvarn_truncate_result
     return 0;
 }
 
+int kvarn_reply_fork(struct kvarn_reply *reply, struct kvarn_fork_result *ret)
+{
+    struct kvarn_fork_item_result *items;
+    void *memory;
+    int err;
+
+    OPEN(m, ForkReply, reply, KVARN_FRAME_FORK);
+    err = array_take(reply, m->n_items, sizeof *items, &memory);
+    if (err != 0)
+        return err;
+    items = memory;
+    for (size_t i = 0; i < m->n_items; i++) {
+        const Kvarnd__ForkItemReply *from = m->items[i];
+
+        kvarn__status_from_wire(&items[i].status, from->status);
+        if (items[i].status.err == 0 && (!from->has_handle || !from->has_epoch))
+            return KVARN_EPROTOCOL;
+        items[i].handle = from->handle;
+        items[i].epoch = from->epoch;
+        items[i].length = from->length;
+        items[i].created = from->created;
+        items[i].lossy_tail = from->lossy_tail;
+    }
+    *ret = (struct kvarn_fork_result){.items = items, .item_count = m->n_items};
+    return 0;
+}
+
+int kvarn_reply_reorder(struct kvarn_reply *reply, struct kvarn_reorder_result *ret)
+{
+    struct kvarn_reorder_item_result *items;
+    void *memory;
+    int err;
+
+    OPEN(m, ReorderReply, reply, KVARN_FRAME_REORDER);
+    err = array_take(reply, m->n_items, sizeof *items, &memory);
+    if (err != 0)
+        return err;
+    items = memory;
+    for (size_t i = 0; i < m->n_items; i++) {
+        const Kvarnd__ReorderItemReply *from = m->items[i];
+
+        kvarn__status_from_wire(&items[i].status, from->status);
+        if (from->n_epochs != from->n_lengths)
+            return KVARN_EPROTOCOL;
+        items[i].epochs = from->epochs;
+        items[i].lengths = from->lengths;
+        items[i].session_count = from->n_epochs;
+    }
+    *ret = (struct kvarn_reorder_result){.items = items, .item_count = m->n_items};
+    return 0;
+}
+
 static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__SessionSummary *from)
 {
     *to = (struct kvarn_session_summary){

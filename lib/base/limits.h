@@ -48,5 +48,6 @@
 #define KVARN_UNPACK_BYTES_MAX        (512 * 1024) /* memory of one unpacked message */
 #define KVARN_BATCH_ITEMS_MAX         1024
 #define KVARN_LIST_PAGE_MAX           256 /* sessions in one ListSessionsReply */
+#define KVARN_REORDER_SESSIONS_MAX    128 /* sessions of one item of Reorder: one step */
 
 #endif

@@ -41,7 +41,7 @@ def test_usage_is_2_and_goes_to_stderr():
         assert done.stdout == "" and done.stderr != ""
     assert "Usage" in ctl("--help").stdout
     for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend", "truncate",
-                    "drop", "top", "size", "tile encode", "tile decode", "tile inspect"):
+                    "fork", "drop", "top", "size", "tile encode", "tile decode", "tile inspect"):
         assert command in ctl(*command.split(), "--help").stdout
 
 
@@ -139,6 +139,13 @@ def test_session_from_append_to_drop(server, tmp_path):
     assert got["layer_lengths"] == [290, 290] and not got["lossy_tail"]
     error = run("read", "s", "--layer", 0, "--to", 300, "--k", back[0], "--v", back[1], code=1)
     assert error["error"]["name"] == "MISS"
+    fork = run("fork", "s", "s2", "--length", 200)
+    assert fork["created"] and fork["length"] == 200 and fork["lossy_tail"]
+    assert run("fork", "s", "s2", code=1)["error"]["name"] == "CONFLICT"
+    assert not run("fork", "s", "s2", "--or-open")["created"]
+    assert run("fork", "s", "s3", "--length", 291, code=1)["error"]["name"] == "MISS"
+    assert run("inspect", "s2")["layer_lengths"] == [200, 200]
+    assert run("drop", "s2")["dropped"]
     assert run("drop", "s")["dropped"]
     assert run("inspect", "s", code=1)["error"]["name"] == "NOT_FOUND"
     stats = run("stats")

@@ -22,12 +22,16 @@ static const struct kvd_layer_group window_groups[] = {
     {.layers = 2, .kv_heads = 1, .k_dim = 16, .v_dim = 16, .window = 70},
     {.layers = 1, .kv_heads = 2, .k_dim = 8, .v_dim = 8, .window = 200},
 };
+static const struct kvd_layer_group long_groups[] = {
+    {.layers = 1, .kv_heads = 1, .k_dim = 8, .v_dim = 8, .window = 0},
+    {.layers = 1, .kv_heads = 1, .k_dim = 8, .v_dim = 8, .window = 300},
+};
 /* Pages of 256 KiB and about 40 KiB: chunks are full soon. */
 static const struct kvd_layer_group wide_groups[] = {
     {.layers = 2, .kv_heads = 4, .k_dim = 128, .v_dim = 128, .window = 0},
 };
 
-/* Without a sink; all layers with windows; wide. The first is kvt_shape_small. */
+/* Without a sink; all layers with windows; long; wide. The first is kvt_shape_small. */
 static const struct kvd_shape_desc shapes[WORLD_SHAPES - 1] = {
     {.model = "bare",
         .group = 64,
@@ -41,6 +45,13 @@ static const struct kvd_shape_desc shapes[WORLD_SHAPES - 1] = {
         .v_bits = 2,
         .sink_tokens = 64,
         .layer_groups = window_groups,
+        .layer_group_count = 2},
+    {.model = "long",
+        .group = 64,
+        .k_bits = 2,
+        .v_bits = 2,
+        .sink_tokens = 64,
+        .layer_groups = long_groups,
         .layer_group_count = 2},
     {.model = "wide",
         .group = 128,
@@ -61,7 +72,7 @@ static void session_open(struct world *world, struct world_session *ws)
     if (kvt_rng_below(&world->script, 3) == 0) {
         ws->session->options.encoder = KVARN_ENCODER_REFERENCE;
     }
-    kvt_model_init(&ws->model, ws->session, WORLD_TOKENS_MAX + 2 * group);
+    kvt_model_init(&ws->model, ws->session, world->tokens_max + 2 * group);
 }
 
 static void session_close(struct world *world, struct world_session *ws)
@@ -80,6 +91,7 @@ void world_init(struct world *world, const struct world_options *options)
 
     *world = (struct world){.script = {.state = options->seed},
         .timing = {.state = options->timing_seed},
+        .tokens_max = kind == WORLD_SHAPES - 2 ? WORLD_TOKENS_LONG : WORLD_TOKENS_MAX,
         .is_short = options->is_short};
     TAILQ_INIT(&world->ops);
     TAILQ_INIT(&world->reads);
@@ -110,14 +122,41 @@ static void ops_judge(struct world *world)
         world_judge(world, op);
         if (op->kind == WORLD_READ) {
             TAILQ_INSERT_TAIL(&world->reads, op, link);
+        } else if (op->kind == WORLD_FORK && op->fork.child != NULL) {
+            world->born = op;
         } else {
             world_op_free(op);
         }
     }
 }
 
+/* Every reference is somebody's, and every page is in a session or with a reader. */
+static void refs_check(struct world *world)
+{
+    struct kvt_refs refs;
+    const struct world_op *op;
+
+    kvt_refs_init(&refs);
+    for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
+        kvt_refs_add_session(&refs, world->sessions[i].session);
+    }
+    if (world->born != NULL) {
+        kvt_refs_add_session(&refs, world->born->fork.child);
+    }
+    TAILQ_FOREACH(op, &world->reads, link)
+    {
+        world_read_refs(op, &refs);
+    }
+    if (kvt_refs_check(&refs, &world->rig.service) > 0) {
+        printf("references are wrong after operation %u\n", world->op_count);
+        world->wrong++;
+    }
+    kvt_refs_fini(&refs);
+}
+
 static void models_check(struct world *world)
 {
+    refs_check(world);
     for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
         unsigned differences =
             kvt_model_check(&world->sessions[i].model, world->sessions[i].session);
@@ -139,6 +178,41 @@ void world_settle(struct world *world)
 static void ops_forget(struct world_session *ws)
 {
     ws->last.token_count = 0;
+}
+
+/* The copy that was made takes its place, and who had it goes. */
+static void born_place(struct world *world)
+{
+    struct world_op *op = world->born;
+
+    if (op == NULL) {
+        return;
+    }
+    struct world_session *ws = &world->sessions[op->fork_slot];
+    reads_end(world);
+    session_close(world, ws);
+    kvt_rig_settle(&world->rig);
+    *ws = (struct world_session){.session = op->fork.child, .model = op->fork_model};
+    op->fork_model.layers = NULL;
+    world->born = NULL;
+    world_op_free(op);
+    models_check(world);
+}
+
+/* Whether sessions share anything: a refused operation may then have made something their own. */
+static bool is_sharing(const struct world *world)
+{
+    for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
+        const struct kvd_session *session = world->sessions[i].session;
+        for (uint32_t b = 0; b < kvd_session_block_count(session); b++) {
+            const struct kvd_block *block = kvd_session_block(session, b);
+            const struct kvd_span *span = session->table.spans[b / KVD_SPAN_BLOCKS];
+            if ((block != NULL && block->refs > 1) || span->refs > 1) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 /* Memory that an idle service holds for its sessions, block tables aside: they keep some room. */
@@ -177,6 +251,7 @@ static void step_short(struct world *world, struct world_op *op, struct world_se
 {
     uint64_t limit_bytes = world->rig.service.budget.limit_bytes;
     uint64_t held = held_bytes(world);
+    bool was_sharing = is_sharing(world);
 
     op->may_fail = true;
     memory_squeeze(world);
@@ -189,10 +264,12 @@ static void step_short(struct world *world, struct world_op *op, struct world_se
         [WORLD_APPEND] = &op->append.outcome,
         [WORLD_TILES] = &op->tiles.outcome,
         [WORLD_TRUNCATE] = &op->truncate.outcome,
+        [WORLD_FORK] = &op->fork.outcome,
+        [WORLD_REORDER] = &op->reorder.outcome,
         [WORLD_ATTEND] = &op->attend.outcome,
     };
     bool is_refused = op->kind != WORLD_READ && outcomes[op->kind]->why.err != 0;
-    if (is_refused && held_bytes(world) != held) {
+    if (is_refused && !was_sharing && held_bytes(world) != held) {
         printf("operation %u was refused and left memory charged\n", op->number);
         world->wrong++;
     }
@@ -200,6 +277,7 @@ static void step_short(struct world *world, struct world_op *op, struct world_se
         world_apply(world, op, ws);
     }
     world_settle(world);
+    born_place(world);
 }
 
 void world_step(struct world *world)
@@ -233,11 +311,13 @@ void world_step(struct world *world)
         step_short(world, op, ws);
         return;
     }
-    bool is_truncate = op->kind == WORLD_TRUNCATE;
+    bool is_settling =
+        op->kind == WORLD_TRUNCATE || op->kind == WORLD_FORK || op->kind == WORLD_REORDER;
     world_apply(world, op, ws);
     assert_int_equal(world_send(world, op, ws), 0);
-    if (is_truncate) {
+    if (is_settling) {
         world_settle(world); /* as its client waits for the new epoch */
+        born_place(world);
     }
     for (uint32_t turns = kvt_rng_below(&world->timing, 4); turns > 0; turns--) {
         (void)kvd_io_fake_turn(world->rig.fake);

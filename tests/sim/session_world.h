@@ -12,19 +12,23 @@
 
 #include "tests/support/rng.h"
 #include "tests/support/session_model.h"
+#include "tests/support/session_refs.h"
 #include "tests/support/session_rig.h"
 
-#define WORLD_SESSIONS   3
-#define WORLD_TOKENS_MAX 1600
-#define WORLD_LAYERS_MAX 4
-#define WORLD_SHAPES     4
+#define WORLD_SESSIONS    3
+#define WORLD_TOKENS_MAX  1600
+#define WORLD_TOKENS_LONG 9000 /* whole spans of blocks are shared */
+#define WORLD_LAYERS_MAX  4
+#define WORLD_SHAPES      5
 
 enum world_kind {
     WORLD_APPEND, /* with an attention in its commit, if has_attend */
     WORLD_TILES,
     WORLD_TRUNCATE,
     WORLD_ATTEND,
-    WORLD_READ, /* holds pages, as a reply does, and looks at them later */
+    WORLD_FORK,    /* the copy takes another session's place */
+    WORLD_REORDER, /* of some of the sessions */
+    WORLD_READ,    /* holds pages, as a reply does, and looks at them later */
     WORLD_KIND_COUNT,
 };
 
@@ -42,6 +46,12 @@ struct world_op {
     struct kvt_tiles tiles;
     struct kvd_append_run runs[3 * WORLD_LAYERS_MAX];
     struct kvt_truncate truncate;
+    struct kvt_fork fork;
+    struct kvt_model fork_model; /* what the copy should hold; layers NULL: nothing */
+    uint32_t fork_slot;          /* whose place it takes */
+    struct kvt_reorder reorder;
+    struct kvd_reorder_member members[WORLD_SESSIONS];
+    uint32_t member_slots[WORLD_SESSIONS];
     struct kvt_attend attend;
     struct world_read *read;
 };
@@ -61,10 +71,12 @@ struct world {
     struct kvt_rig rig;
     struct kvt_rng script; /* decides what is done */
     struct kvt_rng timing; /* decides when */
+    uint32_t tokens_max;   /* of a session */
     bool is_short;         /* one at a time, with memory refused now and then */
     struct world_session sessions[WORLD_SESSIONS];
     struct world_op_list ops;   /* sent, not looked at */
     struct world_op_list reads; /* they hold their pages a little longer */
+    struct world_op *born;      /* a fork that was done: its copy waits for its place; or NULL */
     unsigned op_count;
     uint64_t append_ids;
     uint64_t digest; /* of every outcome and answer, in order */
@@ -90,6 +102,17 @@ void world_step(struct world *world);
 void world_settle(struct world *world);
 
 void world_fini(struct world *world);
+
+/* Pages that a read holds, for who counts them. */
+void world_read_refs(const struct world_op *op, struct kvt_refs *refs);
+
+/* session_world_share.c: the same for forks and reorders. */
+bool world_draw_fork(struct world *world, struct world_op *op, struct world_session *ws);
+bool world_draw_reorder(struct world *world, struct world_op *op);
+void world_apply_reorder(struct world *world, struct world_op *op);
+
+/* Does a cut to this length miss tokens that left a window (SEMANTICS.md 4)? */
+bool world_cut_misses(const struct world_session *ws, uint64_t length);
 
 /* session_world_ops.c: draw and predict one operation; false: it does not fit now. */
 bool world_draw(struct world *world, struct world_op *op, struct world_session *ws);

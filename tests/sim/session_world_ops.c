@@ -42,6 +42,9 @@ static uint32_t draw_count(struct world *world)
 {
     static const uint32_t counts[] = {1, 1, 1, 2, 5, 17, 63, 64, 65, 128, 200, 390};
 
+    if (world->tokens_max == WORLD_TOKENS_LONG && draw_one_in(world, 3)) {
+        return 1000 + draw(world, 3000);
+    }
     return counts[draw(world, sizeof(counts) / sizeof(counts[0]))];
 }
 
@@ -121,7 +124,7 @@ static bool draw_append(struct world *world, struct world_op *op, struct world_s
     }
     append->is_batched = draw_one_in(world, 3);
     append->epoch = ws->session->epoch;
-    if (append->start + append->token_count > WORLD_TOKENS_MAX) {
+    if (append->start + append->token_count > world->tokens_max) {
         return false;
     }
     kvt_append_fill(append);
@@ -231,7 +234,7 @@ static bool draw_tiles(struct world *world, struct world_op *op, struct world_se
         (struct kvt_tiles){.session = ws->session, .epoch = ws->session->epoch, .runs = op->runs};
     for (uint32_t i = shape->layer_count - layer_count; i < shape->layer_count; i++) {
         if (layer_length(ws, i) % shape->group == 0 &&
-            layer_length(ws, i) + 5 * shape->group <= WORLD_TOKENS_MAX) {
+            layer_length(ws, i) + 5 * shape->group <= world->tokens_max) {
             tiles->run_count += draw_runs(world, ws, i, &op->runs[tiles->run_count]);
         }
     }
@@ -256,7 +259,7 @@ static bool draw_tiles(struct world *world, struct world_op *op, struct world_se
 }
 
 /* SEMANTICS.md 4: the next token must find the window - 1 tokens before it. */
-static bool truncate_misses(const struct world_session *ws, uint64_t length)
+bool world_cut_misses(const struct world_session *ws, uint64_t length)
 {
     for (uint32_t i = 0; i < ws->model.shape->layer_count; i++) {
         const struct kvt_model_layer *ml = &ws->model.layers[i];
@@ -308,7 +311,7 @@ static bool draw_truncate(struct world *world, struct world_op *op, struct world
     if (draw_one_in(world, 20)) {
         op->truncate.epoch--;
         op->expected_err = KVARN_ESTALE_EPOCH;
-    } else if (truncate_misses(ws, length)) {
+    } else if (world_cut_misses(ws, length)) {
         op->expected_err = KVARN_EMISS;
     }
     return true;
@@ -418,7 +421,8 @@ static bool draw_read(struct world *world, struct world_op *op, struct world_ses
 bool world_draw(struct world *world, struct world_op *op, struct world_session *ws)
 {
     static const enum world_kind kinds[] = {WORLD_APPEND, WORLD_APPEND, WORLD_APPEND, WORLD_APPEND,
-        WORLD_TILES, WORLD_TRUNCATE, WORLD_ATTEND, WORLD_ATTEND, WORLD_ATTEND, WORLD_READ};
+        WORLD_TILES, WORLD_TRUNCATE, WORLD_FORK, WORLD_REORDER, WORLD_ATTEND, WORLD_ATTEND,
+        WORLD_ATTEND, WORLD_READ};
     uint32_t layer = draw(world, ws->model.shape->layer_count);
 
     op->kind = kinds[draw(world, sizeof(kinds) / sizeof(kinds[0]))];
@@ -429,6 +433,10 @@ bool world_draw(struct world *world, struct world_op *op, struct world_session *
         return draw_tiles(world, op, ws);
     case WORLD_TRUNCATE:
         return draw_truncate(world, op, ws);
+    case WORLD_FORK:
+        return world_draw_fork(world, op, ws);
+    case WORLD_REORDER:
+        return world_draw_reorder(world, op);
     case WORLD_ATTEND:
         (void)draw_attend(world, op, ws, layer, layer_length(ws, layer));
         op->expected_err = attend_predict(ws, &op->attend, layer_length(ws, layer));
@@ -459,6 +467,10 @@ int world_send(struct world *world, struct world_op *op, struct world_session *w
         return kvt_tiles_begin(rig, &op->tiles);
     case WORLD_TRUNCATE:
         return kvt_truncate_begin(rig, &op->truncate);
+    case WORLD_FORK:
+        return kvt_fork_begin(rig, &op->fork);
+    case WORLD_REORDER:
+        return kvt_reorder_begin(rig, &op->reorder);
     case WORLD_ATTEND:
         kvt_attend_begin(rig, &op->attend);
         return 0;
@@ -535,6 +547,13 @@ void world_apply(struct world *world, struct world_op *op, struct world_session 
         }
         op->expected_flag = kvt_model_truncate(&ws->model, op->truncate.length);
         break;
+    case WORLD_FORK:
+        kvt_model_copy(&op->fork_model, &ws->model);
+        op->expected_flag = kvt_model_truncate(&op->fork_model, op->fork.length);
+        break;
+    case WORLD_REORDER:
+        world_apply_reorder(world, op);
+        break;
     case WORLD_ATTEND:
         kvt_model_attend(
             &ws->model, &op->attend, ws->model.layers[op->attend.args.layer].sealed_blocks);
@@ -569,7 +588,7 @@ static bool read_block_equal(const struct world_read *read, uint32_t i)
 static void wrong(struct world *world, const struct world_op *op, const char *what, int got)
 {
     static const char *const names[WORLD_KIND_COUNT] = {
-        "append", "tiles", "truncate", "attend", "read"};
+        "append", "tiles", "truncate", "attend", "fork", "reorder", "read"};
 
     if (world->wrong++ < 5) {
         printf("operation %u, %s: %s (expected %d, got %d)\n", op->number, names[op->kind], what,
@@ -593,6 +612,13 @@ void world_read_end(struct world *world, struct world_op *op)
     }
     for (uint32_t i = 0; i < read->block_count; i++) {
         kvd_page_unref(&world->rig.service.pages, read->pages[i]);
+    }
+}
+
+void world_read_refs(const struct world_op *op, struct kvt_refs *refs)
+{
+    for (uint32_t i = 0; op->read->had_turn && i < op->read->block_count; i++) {
+        kvt_refs_add_page(refs, op->read->pages[i]);
     }
 }
 
@@ -639,10 +665,14 @@ static void judge_answer(struct world *world, struct world_op *op, int expected_
 
 void world_judge(struct world *world, struct world_op *op)
 {
-    const struct kvt_outcome *outcome = op->kind == WORLD_APPEND     ? &op->append.outcome
-                                        : op->kind == WORLD_TILES    ? &op->tiles.outcome
-                                        : op->kind == WORLD_TRUNCATE ? &op->truncate.outcome
-                                                                     : NULL;
+    const struct kvt_outcome *const outcomes[WORLD_KIND_COUNT] = {
+        [WORLD_APPEND] = &op->append.outcome,
+        [WORLD_TILES] = &op->tiles.outcome,
+        [WORLD_TRUNCATE] = &op->truncate.outcome,
+        [WORLD_FORK] = &op->fork.outcome,
+        [WORLD_REORDER] = &op->reorder.outcome,
+    };
+    const struct kvt_outcome *outcome = outcomes[op->kind];
 
     world->tried++;
     world->tried_by_kind[op->kind]++;
@@ -669,6 +699,9 @@ void world_judge(struct world *world, struct world_op *op)
 
 void world_op_free(struct world_op *op)
 {
+    if (op->fork_model.layers != NULL) {
+        kvt_model_fini(&op->fork_model);
+    }
     kvt_append_fini(&op->append);
     kvt_attend_fini(&op->attend);
     free((void *)(uintptr_t)op->tiles.payload);

@@ -1,7 +1,8 @@
 /*
- * Sessions against their model: seeded scripts of appends, retries, records, truncates, attentions
- * and reads on several sessions, pipelined; the same script with 0, 1 and 4 workers and random
- * delays must give the same bits (SEMANTICS.md 3); and scripts whose memory runs out.
+ * Sessions against their model: seeded scripts of appends, retries, records, truncates, forks,
+ * reorders, attentions and reads on several sessions, pipelined, references counted anew; the same
+ * script with 0, 1 and 4 workers and random delays must give the same bits (SEMANTICS.md 3); and
+ * scripts whose memory runs out.
  *
  * KVT_SEEDS in the environment: how many seeds, for longer runs by hand.
  */
@@ -63,11 +64,11 @@ static uint64_t run(const struct world_options *options, struct tally *tally)
 
 static void tally_print(const char *name, const struct tally *tally)
 {
-    printf("%s: tried %u (append %u, tiles %u, truncate %u, attend %u, read %u; %u refused for "
-           "memory), wrong %u\n",
+    printf("%s: tried %u (append %u, tiles %u, truncate %u, fork %u, reorder %u, attend %u, read "
+           "%u; %u refused for memory), wrong %u\n",
         name, tally->tried, tally->by_kind[WORLD_APPEND], tally->by_kind[WORLD_TILES],
-        tally->by_kind[WORLD_TRUNCATE], tally->by_kind[WORLD_ATTEND], tally->by_kind[WORLD_READ],
-        tally->refused, tally->wrong);
+        tally->by_kind[WORLD_TRUNCATE], tally->by_kind[WORLD_FORK], tally->by_kind[WORLD_REORDER],
+        tally->by_kind[WORLD_ATTEND], tally->by_kind[WORLD_READ], tally->refused, tally->wrong);
 }
 
 static void test_s03_same_bits_with_any_workers(void **state)

@@ -58,6 +58,26 @@ void kvt_model_fini(struct kvt_model *model)
     free(model->layers);
 }
 
+static void *bytes_copy(const void *from, size_t bytes)
+{
+    return from == NULL ? NULL : memcpy(kvt_alloc(bytes), from, bytes);
+}
+
+void kvt_model_copy(struct kvt_model *model, const struct kvt_model *from)
+{
+    *model = *from;
+    model->layers = bytes_copy(from->layers, from->shape->layer_count * sizeof(*from->layers));
+    for (uint32_t i = 0; i < from->shape->layer_count; i++) {
+        const struct kvt_model_layer *ml = &from->layers[i];
+        struct kvt_model_block *blocks = kvt_alloc(from->block_room * sizeof(*blocks));
+        for (uint32_t b = 0; b < from->block_room; b++) {
+            blocks[b].rows = bytes_copy(ml->blocks[b].rows, ml->ls->rows_page_bytes);
+            blocks[b].tiles = bytes_copy(ml->blocks[b].tiles, ml->ls->tile_page_bytes);
+        }
+        model->layers[i].blocks = blocks;
+    }
+}
+
 /* Row `row` of a head's K or V in a block of rows. */
 static uint16_t *row_at(
     const struct kvd_layer_shape *ls, uint16_t *rows, bool is_v, uint32_t head, uint64_t row)
@@ -509,6 +529,9 @@ unsigned kvt_model_check(const struct kvt_model *model, const struct kvd_session
         for (uint32_t b = 0; b < kvd_session_block_count(session); b++) {
             check_block(&check, i, b);
         }
+    }
+    for (uint32_t i = 0; i < model->shape->layer_count; i++) {
+        usage_count(&check.usage, session->layers[i].spare_rows, false);
     }
     kvd_session_usage(session, &usage);
     check_that(&check, memcmp(&usage, &check.usage, sizeof(usage)) == 0, "usage differs", 0, 0);

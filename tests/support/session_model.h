@@ -40,6 +40,9 @@ void kvt_model_init(
     struct kvt_model *model, const struct kvd_session *session, uint64_t tokens_max);
 void kvt_model_fini(struct kvt_model *model);
 
+/* A model of its own that holds the same. */
+void kvt_model_copy(struct kvt_model *model, const struct kvt_model *from);
+
 /* Apply an append that will be, or was, stored: its payload is read. */
 void kvt_model_append(struct kvt_model *model, const struct kvt_append *append);
 

@@ -346,6 +346,67 @@ int kvt_truncate_now(struct kvt_rig *rig, struct kvd_session *session, uint64_t 
     return truncate.outcome.why.err;
 }
 
+static void fork_done_cb(
+    void *ctx, const struct kvd_failure *why, const struct kvd_fork_result *result)
+{
+    struct kvt_fork *fork = ctx;
+
+    fork->token = NULL;
+    kvt_outcome_set(&fork->outcome, why, result != NULL && result->is_lossy);
+    if (result != NULL) {
+        fork->child = kvd_session_ref(result->session);
+        fork->is_created = result->is_created;
+    }
+}
+
+int kvt_fork_begin(struct kvt_rig *rig, struct kvt_fork *fork)
+{
+    struct kvd_fork_args args = {.parent = fork->parent,
+        .has_epoch = true,
+        .epoch = fork->epoch,
+        .has_length = fork->length != UINT64_MAX,
+        .length = fork->length,
+        .name = fork->name,
+        .may_exist = fork->may_exist,
+        .deadline_ns = fork->deadline_ns,
+        .ctx = fork,
+        .done_cb = fork_done_cb};
+
+    fork->outcome = (struct kvt_outcome){0};
+    return kvd_fork_start(&rig->service, &args, &fork->token);
+}
+
+struct kvd_session *kvt_fork_now(struct kvt_rig *rig, struct kvd_session *parent, uint64_t length)
+{
+    struct kvt_fork fork = {.parent = parent, .epoch = parent->epoch, .length = length};
+
+    assert_int_equal(kvt_fork_begin(rig, &fork), 0);
+    kvt_rig_settle(rig);
+    assert_int_equal(fork.outcome.done_count, 1);
+    assert_int_equal(fork.outcome.why.err, 0);
+    return fork.child;
+}
+
+static void reorder_done_cb(void *ctx, const struct kvd_failure *why)
+{
+    struct kvt_reorder *reorder = ctx;
+
+    reorder->token = NULL;
+    kvt_outcome_set(&reorder->outcome, why, false);
+}
+
+int kvt_reorder_begin(struct kvt_rig *rig, struct kvt_reorder *reorder)
+{
+    struct kvd_reorder_args args = {.members = reorder->members,
+        .count = reorder->count,
+        .deadline_ns = reorder->deadline_ns,
+        .ctx = reorder,
+        .done_cb = reorder_done_cb};
+
+    reorder->outcome = (struct kvt_outcome){0};
+    return kvd_reorder_start(&rig->service, &args, &reorder->token);
+}
+
 struct kvt_attend kvt_attend_of(
     struct kvd_session *session, uint32_t layer, uint32_t q_tokens, uint64_t values_seed)
 {

@@ -14,6 +14,8 @@
 #include "server/append.h"
 #include "server/attend.h"
 #include "server/config.h"
+#include "server/fork.h"
+#include "server/reorder.h"
 #include "server/service.h"
 #include "server/truncate.h"
 #include "tests/support/io_fake.h"
@@ -149,6 +151,32 @@ int kvt_truncate_begin(struct kvt_rig *rig, struct kvt_truncate *truncate);
 
 /* Begin at the session's epoch, settle; returns the outcome's error. */
 int kvt_truncate_now(struct kvt_rig *rig, struct kvd_session *session, uint64_t length);
+
+struct kvt_fork {
+    struct kvd_session *parent;
+    uint64_t epoch;
+    uint64_t length; /* UINT64_MAX: the committed length */
+    const char *name;
+    bool may_exist;
+    uint64_t deadline_ns;
+    struct kvd_fork *token;     /* NULL once it is done */
+    struct kvt_outcome outcome; /* flagged: lossy */
+    struct kvd_session *child;  /* a reference, the caller's; NULL: it failed */
+    bool is_created;
+};
+int kvt_fork_begin(struct kvt_rig *rig, struct kvt_fork *fork);
+
+/* Fork at the parent's epoch and settle; fails the test where that fails. Returns the child. */
+struct kvd_session *kvt_fork_now(struct kvt_rig *rig, struct kvd_session *parent, uint64_t length);
+
+struct kvt_reorder {
+    const struct kvd_reorder_member *members; /* borrowed until begin returns */
+    uint32_t count;
+    uint64_t deadline_ns;
+    struct kvd_reorder *token; /* NULL once it is done */
+    struct kvt_outcome outcome;
+};
+int kvt_reorder_begin(struct kvt_rig *rig, struct kvt_reorder *reorder);
 
 /*
  * An attention in its session's queue, as Attend has it. args.session and what the test wants are

@@ -346,6 +346,50 @@ struct kvarn_truncate_result {
     bool lossy_tail; /* the cut re-opened a sealed block from its decoded rows */
 };
 
+struct kvarn_fork_item {
+    const struct kvarn_session *session; /* borrowed; the one to copy. First: found there */
+    const char *name;                    /* of the copy; NULL: unnamed */
+    uint64_t length;           /* of every layer; KVARN_TOKEN_DEFAULT: the committed length */
+    enum kvarn_open_mode mode; /* KVARN_OPEN_CREATE, or KVARN_OPEN_EITHER: one of that name too */
+};
+struct kvarn_fork_args {
+    const struct kvarn_fork_item *items;
+    size_t item_count; /* 1 to 1,024 */
+};
+struct kvarn_fork_item_result {
+    struct kvarn_status status;
+    uint64_t handle; /* this and the rest: when status.err is 0 */
+    uint64_t epoch;
+    uint64_t length; /* committed */
+    bool created;
+    bool lossy_tail; /* the last block was re-opened from its decoded rows */
+};
+struct kvarn_fork_result {
+    const struct kvarn_fork_item_result *items;
+    size_t item_count;
+};
+
+struct kvarn_reorder_member {
+    const struct kvarn_session *session; /* borrowed. First: found there */
+    uint32_t source; /* index, within its item, of the session that it becomes a copy of */
+};
+struct kvarn_reorder_args {
+    const struct kvarn_reorder_member *members; /* of all items, one after the other */
+    size_t member_count;
+    const uint32_t *item_members; /* members of each item; NULL: all are of one */
+    size_t item_count;            /* with item_members */
+};
+struct kvarn_reorder_item_result {
+    struct kvarn_status status;
+    const uint64_t *epochs;  /* of its sessions; done, or STALE_EPOCH */
+    const uint64_t *lengths; /* committed */
+    size_t session_count;
+};
+struct kvarn_reorder_result {
+    const struct kvarn_reorder_item_result *items;
+    size_t item_count;
+};
+
 struct kvarn_close_session_args {
     const struct kvarn_session *session; /* borrowed */
 };
@@ -458,6 +502,10 @@ KVARN_API int kvarn_call_append_attend(const struct kvarn_append_attend_args *ar
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_truncate(const struct kvarn_truncate_args *args, uint32_t deadline_ms,
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_fork(const struct kvarn_fork_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_reorder(const struct kvarn_reorder_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_close_session(const struct kvarn_close_session_args *args,
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_drop_session(const struct kvarn_drop_session_args *args,
@@ -504,6 +552,10 @@ KVARN_API int kvarn_reply_attend(
     struct kvarn_reply *reply, struct kvarn_attend_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_truncate(
     struct kvarn_reply *reply, struct kvarn_truncate_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_fork(
+    struct kvarn_reply *reply, struct kvarn_fork_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_reorder(
+    struct kvarn_reply *reply, struct kvarn_reorder_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_list_sessions(
     struct kvarn_reply *reply, struct kvarn_list_sessions_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_inspect_session(
@@ -617,6 +669,16 @@ KVARN_API int kvarn_client_append_attend(struct kvarn_client *client,
     const struct kvarn_append_attend_args *args, struct kvarn_attend_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_client_truncate(struct kvarn_client *client, struct kvarn_session *session,
     uint64_t length, struct kvarn_truncate_result *ret) KVARN_MUST_CHECK;
+/*
+ * Copies of sessions. ret_sessions: room for item_count; each is owned by the client, as after
+ * kvarn_client_open_session(), or NULL where the item failed. Repeated after a lost reply if all
+ * items have names and KVARN_OPEN_EITHER.
+ */
+KVARN_API int kvarn_client_fork(struct kvarn_client *client, const struct kvarn_fork_args *args,
+    struct kvarn_session **ret_sessions, struct kvarn_fork_result *ret) KVARN_MUST_CHECK;
+/* Sessions become copies of each other; the epochs of those that did are kept up to date. */
+KVARN_API int kvarn_client_reorder(struct kvarn_client *client,
+    const struct kvarn_reorder_args *args, struct kvarn_reorder_result *ret) KVARN_MUST_CHECK;
 /* The session object is gone afterwards, whatever is returned. */
 KVARN_API int kvarn_client_close_session(
     struct kvarn_client *client, struct kvarn_session *session) KVARN_MUST_CHECK;

@@ -19,7 +19,7 @@ TYPES = {
     "error": 0, "hello": 1, "ping": 2, "register_shape": 3, "open_session": 4, "append": 5,
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
-    "stats": 15, "cancel": 16, "read_metric": 26,
+    "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -237,6 +237,23 @@ def good_session():
     yield "truncate_reply_lossy", "truncate", REPLY, 7, [
         status(), number(2, "epoch", 8), packed(3, "layer_lengths", [200] * 4),
         flag(4, "lossy_tail", True)], b""
+    yield "fork", "fork", 0, 33, [
+        message(1, "items", number(1, "handle", 1)),
+        message(1, "items", number(1, "handle", 1), number(2, "epoch", 8),
+                text(3, "name", "chat/b"), number(4, "length", 200), enum(5, "mode", 0, "EITHER"))
+    ], b""
+    yield "fork_reply", "fork", REPLY, 33, [
+        status(), message(2, "items", status(), number(2, "handle", 65537), number(3, "epoch", 9),
+                          number(4, "length", 299), flag(5, "created", True),
+                          flag(6, "lossy_tail", False)),
+        message(2, "items", status(8, text(2, "text", "the committed length is 199, got 200"),
+                                   enum(3, "reason", 1, "MISS_NEVER_STORED")))], b""
+    yield "reorder", "reorder", 0, 34, [
+        message(1, "items", packed(1, "handles", [1, 65537, 131074]),
+                packed(2, "epochs", [7, 8, 9]), packed(3, "sources", [0, 0, 1]))], b""
+    yield "reorder_reply", "reorder", REPLY, 34, [
+        status(), message(2, "items", status(), packed(2, "epochs", [7, 10, 11]),
+                          packed(3, "lengths", [300, 300, 301]))], b""
     yield "close_session", "close_session", 0, 8, [number(1, "handle", 1)], b""
     yield "close_session_reply", "close_session", REPLY, 8, [status()], b""
     yield "drop_session_by_name", "drop_session", 0, 9, [text(2, "name", "chat/ä")], b""
@@ -371,7 +388,7 @@ def bad():
         "256 MiB and one byte")
     yield "payload_huge", header(5, 0, 10, 2, M64), "header TOO_LARGE", "2^64 - 1 bytes"
     yield "type_0_request", header(0, 0, 0, 2, 0), "type UNSUPPORTED", "type 0 is for replies"
-    yield "type_17", header(17, 0, 0, 2, 0), "type UNSUPPORTED", "the first type that is not known"
+    yield "type_200", header(200, 0, 0, 2, 0), "type UNSUPPORTED", "a type that is not known"
     yield "type_255_reply", header(255, REPLY, 0, 2, 0), "type UNSUPPORTED", "the last type"
     yield "required_missing", body("close_session", b""), "message PROTOCOL", "no handle"
     yield "required_missing_nested", body("attend", block(1, tag(1, 0) + b"\0")), (

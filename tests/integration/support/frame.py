@@ -37,11 +37,13 @@ pb = _load_messages()
 # Wire numbers of calls: proto/frame.h.
 CALLS = ["Hello", "Ping", "RegisterShape", "OpenSession", "Append", "AppendTiles", "ReadBlocks",
          "Attend", "AppendAttend", "Truncate", "CloseSession", "DropSession", "ListSessions",
-         "InspectSession", "Stats", "Cancel", "ReadMetric"]
+         "InspectSession", "Stats", "Cancel", "Fork", "Reorder",
+         "ReadMetric"]
 TYPES = {name: number for number, name in enumerate(CALLS, 1)} | {"ReadMetric": 26}
 LABELS = ["hello", "ping", "register_shape", "open_session", "append", "append_tiles",
           "read_blocks", "attend", "append_attend", "truncate", "close_session", "drop_session",
-          "list_sessions", "inspect_session", "stats", "cancel", "read_metric"]
+          "list_sessions", "inspect_session", "stats", "cancel", "fork", "reorder",
+          "read_metric"]
 TYPE_ERROR = 0
 
 # Wire status codes: lib/base/err.def.

@@ -191,6 +191,8 @@ static void types_keep_their_numbers_and_labels(void **state)
     assert_int_equal(KVARN_FRAME_HELLO, 1);
     assert_int_equal(KVARN_FRAME_APPEND_ATTEND, 9);
     assert_int_equal(KVARN_FRAME_CANCEL, 16);
+    assert_int_equal(KVARN_FRAME_FORK, 17);
+    assert_int_equal(KVARN_FRAME_REORDER, 18);
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_APPEND_ATTEND), "append_attend");
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_TYPE_ERROR), "error");
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_TYPE_COUNT), "unknown");
