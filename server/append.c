@@ -355,6 +355,19 @@ static uint64_t layer_blocks(const struct kvd_append *append, const struct kvd_a
     return (al->start + al->token_count + group - 1) / group;
 }
 
+/*
+ * Rows of all layers for the block that the committed length has come to: so a decode step finds
+ * room at its first layer or not at all (SEMANTICS.md 5). A layer that runs ahead, as in a prefill
+ * layer by layer, takes rows for itself alone: the others would hold theirs unused until it is
+ * their turn, when its own are sealed and given back.
+ */
+static enum kvd_reserve next_reserve(const struct kvd_session *session)
+{
+    uint64_t next = kvd_session_length(session) / session->shape->group;
+
+    return kvd_session_block_count(session) <= next ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
+}
+
 /* Make the next block that is missing. Returns 1: none is; 0; or an error. */
 static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why)
 {
@@ -366,7 +379,7 @@ static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why
             return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
         }
         if (kvd_session_block_count(session) < layer_blocks(append, al)) {
-            return kvd_session_add_block(session, KVD_RESERVE_ROWS, why);
+            return kvd_session_add_block(session, next_reserve(session), why);
         }
     }
     return 1;

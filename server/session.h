@@ -12,9 +12,10 @@
  *
  * Storage: block b of a layer is rows (sink or open) or tiles (sealed). layer->sealed_blocks counts
  * the leading blocks that are sealed or due; when nothing is pending on the layer all of them are
- * done. Both pages of a block are reserved, for all layers, when the first layer enters it
- * (SEMANTICS.md 5). Blocks may be shared with other sessions (block_table.h): who changes one makes
- * it the session's own first (session_blocks.h).
+ * done. When the first layer enters a block tiles are reserved for all layers, and rows too where
+ * the committed length has come to (SEMANTICS.md 5); further ahead rows are taken as layers enter.
+ * Blocks may be shared with other sessions (block_table.h): who changes one makes it the session's
+ * own first (session_blocks.h).
  */
 #ifndef KVD_SESSION_H
 #define KVD_SESSION_H

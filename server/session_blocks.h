@@ -15,11 +15,11 @@
 /* How the pages of new blocks will be filled. */
 enum kvd_reserve {
     KVD_RESERVE_ROWS,  /* rows arrive and are sealed later: rows and tiles */
-    KVD_RESERVE_TILES, /* records arrive: tiles; rows only where a layer asks for them */
+    KVD_RESERVE_TILES, /* tiles; rows where a layer asks for them, and in sinks */
 };
 
 /*
- * Make one more block, with pages for all layers (SEMANTICS.md 5), or none. Who needs several makes
+ * Make one more block, with tiles for all layers (SEMANTICS.md 5), or none. Who needs several makes
  * them one by one, with the layer's pending_length raised, and trims what it does not need.
  * Returns 0; KVARN_ENOSPC, or KVARN_ERETRY_LATER when work in progress may free memory.
  */

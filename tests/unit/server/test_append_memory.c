@@ -43,26 +43,27 @@ static bool is_refusal(int err)
     return err == KVARN_ENOSPC || err == KVARN_ERETRY_LATER;
 }
 
+/* A decode step: where the committed length is, the first layer takes pages for all. */
 static void test_s05_the_first_layer_reserves_for_all(void **state)
 {
     struct kvt_case c;
     (void)state;
 
     kvt_case_init(&c, &(struct kvt_rig_options){.shape = &wide}, 0);
-    struct kvt_append append = kvt_append_of(c.session, 129, 1);
+    kvt_case_grow(&c, 256);
+    struct kvt_append append = kvt_append_of(c.session, 1, 1);
     append.layer_first = 1;
     append.layer_count = 1;
     kvt_case_store(&c, append);
-    assert_int_equal(kvd_session_block_count(c.session), 2);
+    assert_int_equal(kvd_session_block_count(c.session), 3);
     for (uint32_t i = 0; i < 3; i++) {
-        assert_non_null(kvd_session_block(c.session, 0)->layers[i].rows);
-        assert_non_null(kvd_session_block(c.session, 1)->layers[i].rows);
-        assert_non_null(kvd_session_block(c.session, 1)->layers[i].tiles);
+        assert_non_null(kvd_session_block(c.session, 2)->layers[i].rows);
+        assert_non_null(kvd_session_block(c.session, 2)->layers[i].tiles);
     }
-    /* So the rest of these blocks needs no memory for pages. */
+    /* So the rest of this block needs no memory for pages. */
     c.rig.source.is_empty = true;
     for (uint32_t i = 0; i < 3; i++) {
-        append = kvt_append_of(c.session, i == 1 ? 127 : 256, 2);
+        append = kvt_append_of(c.session, i == 1 ? 127 : 128, 2);
         append.layer_first = i;
         append.layer_count = 1;
         append.start = c.session->layers[i].length;
@@ -70,6 +71,50 @@ static void test_s05_the_first_layer_reserves_for_all(void **state)
     }
     c.rig.source.is_empty = false;
     kvt_case_fini(&c);
+}
+
+/* Prefill layer by layer: who runs ahead takes tiles for all layers, and rows for itself. */
+static void test_s05_a_layer_that_runs_ahead_takes_its_own_rows(void **state)
+{
+    static const struct kvd_layer_group groups[] = {
+        {.layers = 32, .kv_heads = 8, .k_dim = 128, .v_dim = 128}};
+    struct kvd_shape_desc shape = wide;
+    struct kvd_session_usage usage;
+    struct kvt_rig rig;
+    (void)state;
+
+    shape.layer_groups = groups;
+    kvt_rig_init(
+        &rig, &(struct kvt_rig_options){.shape = &shape, .memory_limit = (uint64_t)4 << 30});
+    struct kvd_session *session = kvt_session_open(&rig, NULL, 0);
+    struct kvt_append append = kvt_append_of(session, 1024, 1);
+    append.layer_count = 1;
+    append.is_batched = true; /* a job: its blocks are reserved, and not sealed yet */
+    assert_int_equal(kvt_append_begin(&rig, &append), 0);
+    kvd_session_usage(session, &usage);
+    size_t rows_bytes = rig.shape->layers[0].rows_page_bytes;
+    size_t tile_bytes = rig.shape->layers[0].tile_page_bytes;
+    assert_int_equal(usage.pages[KVD_PAGE_SINK], 32);
+    assert_int_equal(usage.pages[KVD_PAGE_TAIL], 7); /* of layer 0, of 32 layers before */
+    assert_int_equal(usage.reserved_bytes, 7 * 32 * tile_bytes);
+    printf("1,024 tokens of one of 32 layers of 8 heads of 128: %.1f MiB of rows, %.1f MiB with"
+           " those of all layers\n",
+        (double)(usage.bytes[KVD_PAGE_SINK] + usage.bytes[KVD_PAGE_TAIL]) / (double)MIB,
+        (double)(8 * 32 * rows_bytes) / (double)MIB);
+    kvt_rig_settle(&rig);
+    kvt_append_fini(&append);
+    /* The others follow, and at last the tail has rows in all layers. */
+    for (uint32_t i = 1; i < 32; i++) {
+        append = kvt_append_of(session, 1030, i);
+        append.start = 0;
+        append.layer_first = i;
+        append.layer_count = 1;
+        assert_int_equal(kvt_append_now(&rig, &append), 0);
+    }
+    kvd_session_usage(session, &usage);
+    assert_int_equal(usage.pages[KVD_PAGE_TAIL], 31);
+    kvt_session_drop(&rig, session);
+    kvt_rig_fini(&rig);
 }
 
 /* A few tokens at a time until the limit is met. */
@@ -296,6 +341,7 @@ static void test_out_of_memory_in_an_attention(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s05_the_first_layer_reserves_for_all),
+    cmocka_unit_test(test_s05_a_layer_that_runs_ahead_takes_its_own_rows),
     cmocka_unit_test(test_s05_refused_at_block_boundaries_only),
     cmocka_unit_test(test_s05_many_blocks_are_refused_whole),
     cmocka_unit_test(test_s05_retry_later_while_something_may_free_memory),
