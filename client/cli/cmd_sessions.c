@@ -195,6 +195,9 @@ static void inspect_print(const struct kvarn_inspect_session_result *r)
     class_print("sink", r->sink_pages, r->sink_bytes);
     class_print("tail", r->tail_pages, r->tail_bytes);
     printf("%-12s %14s %14s\n", "reserved", "", ctl_bytes_text(r->reserved_bytes, text));
+    printf("sealed by    reference %" PRIu64 ", refined %" PRIu64 ", aware %" PRIu64
+           " pages; query metric version %" PRIu32 "\n",
+        r->pages_reference, r->pages_refined, r->pages_aware, r->metric_version);
     printf("%-12s %8s %12s\n", "layer", "length", "sealed");
     for (size_t i = 0; i < r->layer_count; i++)
         printf("%-12zu %8" PRIu64 " %12" PRIu64 "\n", i, r->layer_lengths[i], r->layer_sealed[i]);

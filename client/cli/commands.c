@@ -132,6 +132,10 @@ static const struct option_row tile_inspect_rows[] = {
     TILE_SHAPE_ROWS,
 };
 
+static const struct option_row shape_export_rows[] = {
+    {"out", OPTION_TEXT, "FILE", NULL, "where the metric goes", 'o', true},
+};
+
 const struct ctl_command ctl_commands[] = {
     {"ping", NULL, "Say whether the server answers, and how fast", NULL, 0, 0, false, cmd_ping},
     {"stats", NULL, "Print the server's counters", NULL, 0, 0, false, cmd_stats},
@@ -157,6 +161,11 @@ const struct ctl_command ctl_commands[] = {
         evaluate_rows, COUNT(evaluate_rows), 1, false, cmd_evaluate},
     {"size", NULL, "Compute the bytes that sessions of a model need", size_rows, COUNT(size_rows),
         0, true, cmd_size},
+    {"shape export", "SHAPE",
+        "Write what is known of a model's queries; SHAPE: a session's name, or a fingerprint",
+        shape_export_rows, COUNT(shape_export_rows), 1, false, cmd_shape_export},
+    {"shape import", "FILE", "Give a server what another knows of a model's queries", NULL, 0, 1,
+        false, cmd_shape_import},
     {"tile encode", NULL, "Quantise one tile to a record", tile_encode_rows,
         COUNT(tile_encode_rows), 0, true, cmd_tile_encode},
     {"tile decode", "REC.bin", "Dequantise a record", tile_decode_rows, COUNT(tile_decode_rows), 1,

@@ -80,6 +80,8 @@ int cmd_inspect(struct ctl *ctl);
 int cmd_ping(struct ctl *ctl);
 int cmd_read(struct ctl *ctl);
 int cmd_sessions(struct ctl *ctl);
+int cmd_shape_export(struct ctl *ctl);
+int cmd_shape_import(struct ctl *ctl);
 int cmd_size(struct ctl *ctl);
 int cmd_stats(struct ctl *ctl);
 int cmd_tile_decode(struct ctl *ctl);

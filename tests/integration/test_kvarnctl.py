@@ -41,7 +41,8 @@ def test_usage_is_2_and_goes_to_stderr():
         assert done.stdout == "" and done.stderr != ""
     assert "Usage" in ctl("--help").stdout
     for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend", "truncate",
-                    "fork", "drop", "top", "size", "tile encode", "tile decode", "tile inspect"):
+                    "fork", "drop", "top", "size", "shape export", "shape import", "tile encode",
+                    "tile decode", "tile inspect"):
         assert command in ctl(*command.split(), "--help").stdout
 
 
