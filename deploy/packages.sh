@@ -4,8 +4,8 @@
 
 # Compiler, generators and libraries of kvarnd, libkvarn and kvarnctl.
 KVARN_BUILD_PACKAGES="cmake ninja-build gcc libc6-dev pkg-config protobuf-c-compiler
-    protobuf-compiler libuv1-dev libprotobuf-c-dev libjemalloc-dev libxxhash-dev libinih-dev
-    libbsd-dev libssl-dev zlib1g-dev libsystemd-dev"
+    protobuf-compiler libuv1-dev libprotobuf-c-dev libjemalloc-dev libxxhash-dev libzstd-dev
+    libinih-dev libbsd-dev libssl-dev zlib1g-dev libsystemd-dev"
 
 # What ctest runs besides.
 KVARN_TEST_PACKAGES="libcmocka-dev python3 python3-pytest python3-protobuf python3-numpy

@@ -1,7 +1,7 @@
 /*
- * The seam between the daemon and the operating system: clock, timers, listening, streams, wake-ups
- * from other threads, signals, random bytes. io_uv.c is its libuv implementation; tests drive the
- * daemon through one of their own.
+ * The seam between the daemon and the operating system: clock, timers, listening, streams, files,
+ * wake-ups from other threads, signals, random bytes. io_uv.c is its libuv implementation; tests
+ * drive the daemon through one of their own.
  *
  * Owner: daemon. Thread: loop only, except kvd_wake_send(). Objects are made by kvd_io and
  * destroyed by their own calls; after timer/wake/listener destroy returns none of their callbacks
@@ -16,6 +16,7 @@
 #include <sys/types.h>
 
 #include "kvarn/err.h"
+#include "server/file_op.h"
 
 /* Most stretches of memory in one gathered write. */
 #define KVD_IO_BUFS_MAX 1024
@@ -103,11 +104,20 @@ struct kvd_io_ops {
     /* Watched until the io is destroyed. Signals alone do not keep run() going. */
     int (*signal_start)(struct kvd_io *io, int signum, kvd_signal_cb cb, void *ctx);
 
+    /*
+     * Do a file operation off the loop; op->done is called on the loop, exactly once, never from
+     * inside. Several may be in flight and end in any order. Who waits for none before destroy()
+     * is called back from there.
+     */
+    void (*file_submit)(struct kvd_io *io, struct kvd_file_op *op);
+    /* Do it now and return its result; op->done is not called. Only before run() and after it. */
+    int64_t (*file_run)(struct kvd_io *io, struct kvd_file_op *op);
+
     int (*run)(struct kvd_io *io);   /* until stop, or nothing is left */
     void (*stop)(struct kvd_io *io); /* run returns at the end of the turn in progress */
     /*
-     * Closes what is left, drains, frees. The only callbacks it makes are those of writes and of
-     * closes; call it outside run().
+     * Closes what is left, drains, frees. The only callbacks it makes are those of writes, of
+     * closes and of file operations; call it outside run().
      */
     void (*destroy)(struct kvd_io *io);
 };

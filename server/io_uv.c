@@ -623,6 +623,39 @@ static void io_destroy(struct kvd_io *io)
     free(self);
 }
 
+/* Files. libuv has no call for fallocate, and its own calls may write in part: so each operation is
+ * one piece of work for its threads. */
+
+static void file_work_cb(uv_work_t *work)
+{
+    (void)kvd_file_op_perform(work->data);
+}
+
+static void file_done_cb(uv_work_t *work, int status)
+{
+    struct kvd_file_op *op = work->data;
+
+    KVARN_ASSERT(status == 0); /* nobody cancels */
+    op->done(op);
+}
+
+static void io_file_submit(struct kvd_io *io, struct kvd_file_op *op)
+{
+    _Static_assert(sizeof(uv_work_t) <= KVD_FILE_OP_ROOM, "libuv's request needs more room");
+    uv_work_t *work = (uv_work_t *)(void *)op->room;
+
+    KVARN_ASSERT(op->done != NULL);
+    work->data = op;
+    int rc = uv_queue_work(&io_of(io)->loop, work, file_work_cb, file_done_cb);
+    KVARN_ASSERT(rc == 0); /* cannot fail with a callback */
+}
+
+static int64_t io_file_run(struct kvd_io *io, struct kvd_file_op *op)
+{
+    (void)io;
+    return kvd_file_op_perform(op);
+}
+
 static const struct kvd_io_ops uv_ops = {
     .now_ns = io_now_ns,
     .random = io_random,
@@ -643,6 +676,8 @@ static const struct kvd_io_ops uv_ops = {
     .stream_write_left = io_stream_write_left,
     .stream_close = io_stream_close,
     .signal_start = io_signal_start,
+    .file_submit = io_file_submit,
+    .file_run = io_file_run,
     .run = io_run,
     .stop = io_stop,
     .destroy = io_destroy,

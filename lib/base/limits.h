@@ -38,6 +38,14 @@
 #define KVARN_LIFETIME_MS_MAX \
     (UINT64_C(366) * 24 * 3600 * 1000) /* longest TTL and pin: a year; fits 64 bits of ns */
 
+/* Cold tier. */
+#define KVARN_COLD_HEAD_BYTES_MAX    (1024 * 1024) /* what describes a record */
+#define KVARN_COLD_BODY_BYTES_MAX    (UINT64_C(1) << 30)
+#define KVARN_COLD_SEGMENT_BYTES_MIN (64 * 1024) /* of tests; at work the default is 256 MiB */
+#define KVARN_COLD_SEGMENT_BYTES_MAX (UINT64_C(1) << 31)
+#define KVARN_COLD_SEGMENTS_MAX      4096 /* each holds a descriptor */
+#define KVARN_COLD_PATH_MAX          512
+
 /* Where the daemon listens and clients look when nothing else is said. */
 #define KVARN_DEFAULT_SOCKET "/run/kvarnd/kvarnd.sock"
 

@@ -367,6 +367,9 @@ bool kvd_io_fake_turn(struct kvd_io_fake *fake)
         timer_fire(timer);
         did_something = true;
     }
+    if (kvd_io_fake__files_turn(fake)) {
+        did_something = true;
+    }
     if (kvd_io_fake__streams_turn(fake)) {
         did_something = true;
     }
@@ -428,6 +431,7 @@ static void fake_destroy(struct kvd_io *io)
     struct fake_signal *watch;
 
     KVARN_ASSERT(!fake->is_turning);
+    kvd_io_fake__files_drain(fake);
     while (!LIST_EMPTY(&fake->streams)) {
         kvd_io_fake__stream_free(LIST_FIRST(&fake->streams));
     }
@@ -469,6 +473,8 @@ static const struct kvd_io_ops fake_ops = {
     .stream_write_left = kvd_io_fake__write_left,
     .stream_close = kvd_io_fake__close,
     .signal_start = fake_signal_start,
+    .file_submit = kvd_io_fake__file_submit,
+    .file_run = kvd_io_fake__file_run,
     .run = fake_run,
     .stop = fake_stop,
     .destroy = fake_destroy,
@@ -492,6 +498,7 @@ struct kvd_io_fake *kvd_io_fake_create(uint64_t seed)
     LIST_INIT(&fake->listeners);
     LIST_INIT(&fake->signals);
     LIST_INIT(&fake->streams);
+    TAILQ_INIT(&fake->file_ops);
     return fake;
 }
 

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "server/io.h"
+#include "tests/support/fake_disk.h"
 
 struct kvd_io_fake;
 struct kvd_fake_peer; /* the far end of a stream */
@@ -22,7 +23,8 @@ struct kvd_io_fake *kvd_io_fake_create(uint64_t seed);
 struct kvd_io *kvd_io_fake_io(struct kvd_io_fake *fake);
 
 /*
- * One turn of the loop: wakes that are pending, then timers that are due, then writes, then closes.
+ * One turn of the loop: wakes that are pending, then timers that are due, then operations on files,
+ * then writes, then closes.
  * What these start belongs to the next turn. Returns whether any callback ran or bytes moved.
  */
 bool kvd_io_fake_turn(struct kvd_io_fake *fake);
@@ -41,6 +43,18 @@ bool kvd_io_fake_wait(struct kvd_io_fake *fake, unsigned timeout_ms);
 
 /* Call the callbacks of a signal, now. Returns how many there were. */
 unsigned kvd_io_fake_raise(struct kvd_io_fake *fake, int signum);
+
+/* Where file operations go: borrowed, and outlives the fake. None can be made before. */
+void kvd_io_fake_set_disk(struct kvd_io_fake *fake, struct kvd_fake_disk *disk);
+
+/* From now on operations of one turn end in an order that the seed decides; 0: as they came. */
+void kvd_io_fake_shuffle_files(struct kvd_io_fake *fake, uint64_t seed);
+
+/* While held no operation on a file is done: a disk that hangs. */
+void kvd_io_fake_hold_files(struct kvd_io_fake *fake, bool is_held);
+
+/* Operations on files that wait. */
+unsigned kvd_io_fake_file_ops(const struct kvd_io_fake *fake);
 
 /* True once ops->stop was called. */
 bool kvd_io_fake_is_stopped(const struct kvd_io_fake *fake);

@@ -1,5 +1,5 @@
 /*
- * The insides of the fake io, shared by its two files.
+ * The insides of the fake io, shared by its files.
  *
  * Thread: as io_fake.h says.
  */
@@ -53,6 +53,11 @@ struct kvd_io_fake {
     LIST_HEAD(, kvd_listener) listeners;
     LIST_HEAD(, fake_signal) signals;
     LIST_HEAD(, kvd_stream) streams;
+    struct kvd_fake_disk *disk; /* borrowed; NULL: no files */
+    TAILQ_HEAD(, fake_file_op) file_ops;
+    unsigned file_op_count;
+    uint64_t file_shuffle;
+    bool file_hold;
 };
 
 /* A test has no use for half a fake: zeroed memory or an assertion. */
@@ -69,6 +74,16 @@ void kvd_io_fake__close(struct kvd_stream *stream, kvd_io_cb closed_cb, void *ct
 
 /* Serve writes and closes begun before this turn. Returns whether anything moved or ended. */
 bool kvd_io_fake__streams_turn(struct kvd_io_fake *fake);
+
+/* io_fake_file.c: the file part of kvd_io_ops. */
+void kvd_io_fake__file_submit(struct kvd_io *io, struct kvd_file_op *op);
+int64_t kvd_io_fake__file_run(struct kvd_io *io, struct kvd_file_op *op);
+
+/* Do the operations that were submitted before this turn. Returns whether there were any. */
+bool kvd_io_fake__files_turn(struct kvd_io_fake *fake);
+
+/* Do all that wait, whatever their turn: the fake goes. */
+void kvd_io_fake__files_drain(struct kvd_io_fake *fake);
 
 /* End a stream now: cancel its write, free it, call back. */
 void kvd_io_fake__stream_free(struct kvd_stream *stream);
