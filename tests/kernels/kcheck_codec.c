@@ -399,39 +399,53 @@ static bool round_agree(struct kck *k)
 
 /* Query metrics. */
 
-#define METRIC_QUERIES 48
+#define METRIC_QUERIES 24
 
-/* A metric of queries some of whose channels are loud, as a model's are. */
-static float *metric_make(struct kck *k, uint32_t dim)
+/*
+ * Queries some of whose channels are loud, as a model's are, their metric and its factor: the same
+ * for all cases of a dim, since a factor takes longer than what it is tried on.
+ */
+struct metric {
+    uint32_t dim;
+    float q[METRIC_QUERIES * KVARN__ROW_MAX];
+    float a[KVARN__ROW_MAX * KVARN__ROW_MAX];
+    float factor[KVARN__ROW_MAX * KVARN__ROW_MAX];
+};
+
+static const struct metric *metric_of(uint32_t dim)
 {
-    static float a[KVARN__ROW_MAX * KVARN__ROW_MAX];
-    float q[KVARN__ROW_MAX];
+    static struct metric metric;
+    static double scratch[KVARN__ROW_MAX * (KVARN__ROW_MAX + 1)];
+    struct kvt_rng rng = {.state = dim};
 
-    memset(a, 0, (size_t)dim * dim * sizeof(float));
-    for (int i = 0; i < METRIC_QUERIES; i++) {
-        float common = (float)kvt_rng_normal(&k->rng);
+    if (metric.dim == dim) {
+        return &metric;
+    }
+    metric.dim = dim;
+    for (uint32_t i = 0; i < METRIC_QUERIES; i++) {
+        float common = (float)kvt_rng_normal(&rng);
         for (uint32_t j = 0; j < dim; j++) {
             float gain = j % 7 == 3 ? 4.0f : 0.5f;
-            q[j] = gain * (common + (float)kvt_rng_normal(&k->rng));
+            metric.q[i * dim + j] = gain * (common + (float)kvt_rng_normal(&rng));
         }
-        kvarn__kernels_of(KVARN__ISA_scalar)->metric_add(a, q, 1, dim);
     }
-    return a;
+    memset(metric.a, 0, (size_t)dim * dim * sizeof(float));
+    kvarn__kernels_of(KVARN__ISA_scalar)->metric_add(metric.a, metric.q, METRIC_QUERIES, dim);
+    int err = kvarn_metric_factor(metric.a, METRIC_QUERIES, dim, metric.factor, scratch);
+    KVARN_ASSERT(err == 0);
+    return &metric;
 }
 
 /* Scales of scalar's refined for both sides: what is checked is the rounding. */
 static void diffuse_prepare(struct kck *k)
 {
-    static double scratch[KVARN__ROW_MAX * (KVARN__ROW_MAX + 1)];
     const uint32_t rows = k->shape.rows;
-    const float *a = metric_make(k, rows);
-    float *factor = kck_in(k, FACTOR, (size_t)rows * rows, sizeof(float));
+    /* Only what a factor uses of its room: a kernel may read no more. */
+    float *factor = kck_in(k, FACTOR, kvarn__factor_floats(rows), sizeof(float));
     struct kvarn__plane plane;
     struct kvarn__work work;
 
-    int err = kvarn_metric_factor(a, METRIC_QUERIES, rows, factor, scratch);
-    KVARN_ASSERT(err == 0);
-    memcpy(kck_in(k, METRIC, (size_t)rows * rows, sizeof(float)), a, k->in[FACTOR].bytes);
+    memcpy(factor, metric_of(rows)->factor, k->in[FACTOR].bytes);
     plane_prepare(k);
     plane_init(k, 0, &plane);
     plane.bits = 2;
@@ -457,30 +471,40 @@ static void diffuse_run(const struct kvarn__kernels *kernels, struct kck *k, int
     kernels->diffuse_plane(at(&k->in[FACTOR]), &plane, &work);
 }
 
-/* Error of side's output under the damped metric: what diffusion keeps small. */
+/* Sum of the squares of q.e over the plane's columns e. */
+static double column_dots(const float *q, const float *errors, uint32_t rows, uint32_t cols)
+{
+    double dots[KVARN__ROW_MAX] = {0}, sum = 0;
+
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t c = 0; c < cols; c++) {
+            dots[c] += (double)q[r] * (double)errors[(size_t)r * cols + c];
+        }
+    }
+    for (uint32_t c = 0; c < cols; c++) {
+        sum += dots[c] * dots[c];
+    }
+    return sum;
+}
+
+/*
+ * Error of side's output under the damped metric, which is what diffusion keeps small, in units of
+ * the mean of its diagonal.
+ */
 static double diffuse_error(struct kck *k, int side)
 {
     const uint32_t rows = k->shape.rows, cols = k->shape.cols;
-    const float *a = at(&k->in[METRIC]);
-    double mean = 0, sum = 0;
+    const struct metric *metric = metric_of(rows);
+    double mean = 0, sum = 0, power;
 
-    plane_errors(k, side, 2, plane_back);
     for (uint32_t i = 0; i < rows; i++) {
-        mean += (double)a[(size_t)i * rows + i] / rows;
+        mean += (double)metric->a[(size_t)i * rows + i] / rows;
     }
-    for (uint32_t i = 0; i < rows; i++) {
-        for (uint32_t j = i; j < rows; j++) {
-            double weight = i == j ? (double)a[(size_t)i * rows + i] + mean
-                                   : 2 * (double)a[(size_t)i * rows + j];
-            const float *ei = plane_back + (size_t)i * cols, *ej = plane_back + (size_t)j * cols;
-            double dot = 0;
-            for (uint32_t c = 0; c < cols; c++) {
-                dot += (double)ei[c] * (double)ej[c];
-            }
-            sum += weight * dot;
-        }
+    double error = plane_error(k, side, 2, &power);
+    for (uint32_t i = 0; i < METRIC_QUERIES; i++) {
+        sum += column_dots(metric->q + (size_t)i * rows, plane_back, rows, cols);
     }
-    return sum / mean;
+    return error + sum / mean;
 }
 
 /* As errors_agree(), under the metric. A code that falls the other way changes what follows. */
@@ -506,7 +530,7 @@ static void metric_prepare(struct kck *k)
     /* Sums of 129 squares stay finite. */
     kck_fill(k, kck_in(k, SRC, count, sizeof(float)), count, 1e17f);
     size_t bytes = (size_t)dim * dim * sizeof(float);
-    memcpy(kck_in(k, METRIC, (size_t)dim * dim, sizeof(float)), metric_make(k, dim), bytes);
+    memcpy(kck_in(k, METRIC, (size_t)dim * dim, sizeof(float)), metric_of(dim)->a, bytes);
     kck_out(k, 0, (size_t)dim * dim, sizeof(float));
 }
 
