@@ -16,6 +16,7 @@
 #include "server/cache_line.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
+#include "server/session_evict.h"
 
 /* Payload per job: large enough that the 50 us of a wake-up do not count. */
 #define JOB_BYTES_MIN (256 * 1024)
@@ -238,6 +239,10 @@ static int append_check(struct kvd_append *append, struct kvd_failure *why)
             return kvd_fail(why, KVARN_ECONFLICT,
                 "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
                 ly->length, al->start);
+        }
+        err = kvd_session_check_tail(session, al->layer, why);
+        if (err != 0) {
+            return err;
         }
     }
     return 0;

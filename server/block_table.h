@@ -32,6 +32,12 @@ struct kvd_block_layer {
         *tiles; /* ref: reserved at first, holds the codes once sealed; NULL for sinks */
 };
 
+/* Where the pages of a block are. */
+enum kvd_block_state {
+    KVD_BLOCK_RESIDENT,
+    KVD_BLOCK_MISSING, /* it has none any more */
+};
+
 /* One block of all layers. Shared (refs > 1) it is not changed. */
 struct kvd_block {
     SLIST_ENTRY(kvd_block) dead_link; /* the session table's, once nobody holds it */
@@ -39,6 +45,8 @@ struct kvd_block {
     uint32_t layer_count;
     uint32_t layers_kept; /* layers that still have a page here */
     uint32_t rows_count;  /* layers that have a rows page */
+    uint8_t state;        /* enum kvd_block_state */
+    uint8_t miss_reason;  /* MISSING: Kvarnd__MissReason */
     struct kvd_block_layer layers[];
 };
 

@@ -12,6 +12,7 @@
 
 #include "lib/base/assert.h"
 #include "server/config_option.h"
+#include "server/evict_policy.h"
 #include "server/log.h"
 #include "server/net_address.h"
 
@@ -286,6 +287,12 @@ static int config_check(const struct kvd_config *config, const struct kvd_option
 {
     if (config->listen_unix[0] == '\0' && config->listen_tcp[0] == '\0') {
         return kvd_option_refuse(source, "nothing to listen on: set listen-unix or listen-tcp");
+    }
+    enum kvd_evict_kind kind;
+    if (strcmp(config->evict_policy, "none") != 0 &&
+        kvd_evict_kind_parse(config->evict_policy, &kind) != 0) {
+        return kvd_option_refuse(source,
+            "evict-policy: expected cost, lru, s3fifo or none, got \"%s\"", config->evict_policy);
     }
     if (!kvd_log_is_level(config->log_level)) {
         return kvd_option_refuse(source,

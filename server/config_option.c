@@ -26,6 +26,9 @@
 #define RANGE_allow_uids      0, 160
 #define RANGE_memory_limit    16 * MIB, UINT64_C(1) << 50
 #define RANGE_metric_memory   0, UINT64_C(1) << 50
+#define RANGE_evict_policy    1, 16
+#define RANGE_evict_start     1, 100
+#define RANGE_evict_free      0, 100
 #define RANGE_pin_memory      0, UINT64_C(1) << 50
 #define RANGE_workers         0, 256
 #define RANGE_connections_max 1, 1000000

@@ -17,6 +17,7 @@
 #include "lib/base/limits.h"
 #include "server/evict_policy.h"
 #include "server/service.h"
+#include "server/session_evict.h"
 
 #define NS_PER_MS UINT64_C(1000000)
 
@@ -91,16 +92,6 @@ static void relist(struct kvd_session *session, uint64_t now_ns)
     arm(lifetimes, now_ns);
 }
 
-static bool is_busy(const struct kvd_session *session)
-{
-    bool is_pending = !TAILQ_EMPTY(&session->ops);
-
-    for (uint32_t i = 0; i < session->shape->layer_count && !is_pending; i++) {
-        is_pending = session->layers[i].pending > 0;
-    }
-    return is_pending;
-}
-
 /* The first one is due: end its pin, drop it, or put it back. */
 static void due_look(struct kvd_lifetimes *lifetimes, struct kvd_session *session, uint64_t now_ns)
 {
@@ -113,7 +104,7 @@ static void due_look(struct kvd_lifetimes *lifetimes, struct kvd_session *sessio
     uint64_t due_ns = due_of(session);
     if (due_ns > now_ns) {
         list(lifetimes, lifetime, due_ns);
-    } else if (is_busy(session)) {
+    } else if (kvd_session_is_busy(session)) {
         list(lifetimes, lifetime, now_ns + BUSY_NS);
     } else {
         kvd_metrics_add(&lifetimes->service->metrics, KVD_METRIC_sessions_expired, 1);
@@ -181,6 +172,7 @@ void kvd_lifetimes_fini(struct kvd_lifetimes *lifetimes)
 void kvd_lifetime_touch(struct kvd_session *session)
 {
     session->touched_ns = now_ns_of(session->service);
+    kvd_evictor_use(session);
 }
 
 void kvd_lifetime_set_ttl(struct kvd_session *session, uint64_t ttl_ms)
@@ -196,6 +188,7 @@ void kvd_lifetime_set_priority(struct kvd_session *session, uint32_t priority)
     KVARN_ASSERT(priority <= KVD_EVICT_PRIORITY_MAX);
     session->lifetime.priority = (uint8_t)priority;
     session->lifetime.priority_ns = now_ns_of(session->service);
+    kvd_evictor_update(session);
 }
 
 static uint64_t left_ms(uint64_t end_ns, uint64_t now_ns)
@@ -253,6 +246,7 @@ int kvd_lifetime_pin(struct kvd_session *session, uint64_t ms, struct kvd_failur
     lifetime->pinned_blocks = kvd_session_block_count(session);
     lifetime->pinned_until_ns = now_ns_of(session->service) + ms * NS_PER_MS;
     relist(session, now_ns_of(session->service));
+    kvd_evictor_update(session);
     return 0;
 }
 
@@ -275,12 +269,14 @@ static void pin_end(struct kvd_session *session)
 void kvd_lifetime_unpin(struct kvd_session *session)
 {
     pin_end(session);
+    kvd_evictor_update(session);
     relist(session, now_ns_of(session->service));
 }
 
 void kvd_lifetime_forget(struct kvd_session *session)
 {
     pin_end(session);
+    kvd_evictor_forget(session);
     session->lifetime.ttl_ns = 0;
     list(&session->service->lifetimes, &session->lifetime, UINT64_MAX);
 }

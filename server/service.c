@@ -101,6 +101,9 @@ int kvd_service_init(
         err = kvd_lifetimes_init(&service->lifetimes, service);
     }
     if (err == 0) {
+        err = kvd_evictor_init(&service->evictor, service);
+    }
+    if (err == 0) {
         err = io->ops->random(io, &service->server_id, sizeof(service->server_id));
     }
     if (err == 0) {
@@ -131,6 +134,7 @@ void kvd_service_fini(struct kvd_service *service)
     kvd_workers_destroy(service->workers);
     kvd_session_table_fini(&service->sessions);
     kvd_lifetimes_fini(&service->lifetimes);
+    kvd_evictor_fini(&service->evictor);
     kvd_metric_store_fini(&service->query_metrics);
     if (service->chunk_source != NULL) {
         kvd_page_store_fini(&service->pages);

@@ -13,6 +13,7 @@
 #include "server/budget.h"
 #include "server/chunk_source.h"
 #include "server/config.h"
+#include "server/evict.h"
 #include "server/io.h"
 #include "server/lifetime.h"
 #include "server/metric_store.h"
@@ -43,6 +44,7 @@ struct kvd_service {
     struct kvd_metric_store query_metrics;
     struct kvd_session_table sessions;
     struct kvd_lifetimes lifetimes;
+    struct kvd_evictor evictor;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */

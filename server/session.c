@@ -13,6 +13,7 @@
 #include "server/metric_sample.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
+#include "server/session_evict.h"
 
 static size_t session_bytes(const struct kvd_shape *shape, const char *name)
 {
@@ -87,6 +88,8 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
             .dropped_blocks = ly->dropped_blocks,
             .tail_pages = ly->tail_pages};
     }
+    copy->missing_first = from->missing_first;
+    copy->missing_last = from->missing_last;
     memcpy(copy->pages_by_encoder, from->pages_by_encoder, sizeof(copy->pages_by_encoder));
     *ret = copy;
     return 0;
@@ -102,6 +105,11 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     b->table = table;
     a->options = b->options;
     b->options = options;
+    uint32_t missing_first = a->missing_first, missing_last = a->missing_last;
+    a->missing_first = b->missing_first;
+    a->missing_last = b->missing_last;
+    b->missing_first = missing_first;
+    b->missing_last = missing_last;
     for (uint32_t i = 0; i < a->shape->layer_count; i++) {
         struct kvd_layer layer = a->layers[i];
         a->layers[i] = b->layers[i];
@@ -141,6 +149,7 @@ void kvd_session_clear(struct kvd_session *session)
         session->layers[i].tail_pages = 0;
     }
     kvd_block_table_clear(session->service, &session->table);
+    session->missing_first = session->missing_last = 0;
 }
 
 void kvd_session_free(struct kvd_session *session)
@@ -210,7 +219,7 @@ int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, u
             "layer %" PRIu32 " keeps tokens from %" PRIu64 " on (its window), got %" PRIu64, layer,
             kept_first, first);
     }
-    return 0;
+    return kvd_session_check_present(session, layer, first, last, why);
 }
 
 static uint64_t count_from(uint64_t end, uint64_t first)
@@ -225,7 +234,25 @@ static void usage_add(struct kvd_session_usage *usage, enum kvd_page_class page_
     usage->bytes[page_class] += pages * page_bytes;
 }
 
-/* Every block that a layer has not dropped has rows if it is a sink, else tiles. */
+/* Those of blocks [first, last) that are missing. */
+static uint64_t count_missing(const struct kvd_session *session, uint64_t first, uint64_t last)
+{
+    uint64_t from = first > session->missing_first ? first : session->missing_first;
+    uint64_t to = last < session->missing_last ? last : session->missing_last;
+
+    return count_from(to, from);
+}
+
+/* Those of blocks [first, last) that are there. */
+static uint64_t count_present(const struct kvd_session *session, uint64_t first, uint64_t last)
+{
+    return count_from(last, first) - count_missing(session, first, last);
+}
+
+/*
+ * Every block that a layer has not dropped and that is not missing has rows if it is a sink, else
+ * tiles.
+ */
 void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret)
 {
     struct kvd_session_usage usage = {0};
@@ -239,12 +266,13 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
         uint32_t first = ly->dropped_blocks > sinks ? ly->dropped_blocks : sinks;
         /* A dropped session has no blocks any more, whatever its lengths say. */
         uint64_t sealed_last = ly->sealed_blocks < blocks ? ly->sealed_blocks : blocks;
-        uint64_t sealed = count_from(sealed_last, first);
+        uint64_t sealed = count_present(session, first, sealed_last);
+        uint64_t made = count_present(session, first, blocks);
         usage_add(&usage, KVD_PAGE_TILES, sealed, ls->tile_page_bytes);
-        usage_add(
-            &usage, KVD_PAGE_SINK, count_from(sinks_made, ly->dropped_blocks), ls->rows_page_bytes);
+        usage_add(&usage, KVD_PAGE_SINK, count_present(session, ly->dropped_blocks, sinks_made),
+            ls->rows_page_bytes);
         usage_add(&usage, KVD_PAGE_TAIL, ly->tail_pages, ls->rows_page_bytes);
-        usage.reserved_bytes += (count_from(blocks, first) - sealed) * ls->tile_page_bytes;
+        usage.reserved_bytes += (made - sealed) * ls->tile_page_bytes;
         usage.reserved_bytes += ly->spare_rows == NULL ? 0 : ls->rows_page_bytes;
     }
     *ret = usage;

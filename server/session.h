@@ -28,6 +28,7 @@
 #include <bsd/sys/tree.h>
 
 #include "server/block_table.h"
+#include "server/evict_policy.h"
 #include "server/failure.h"
 #include "server/lifetime.h"
 #include "server/page_store.h"
@@ -81,6 +82,8 @@ struct kvd_session {
     struct kvd_session_options options;
     struct kvd_session_op_queue ops; /* waiting, in arrival order; each holds a reference */
     struct kvd_block_table table;
+    uint32_t missing_first, missing_last; /* blocks that are missing: session_evict.h */
+    struct kvd_evict_entry evict;         /* the evictor's */
     uint64_t pages_by_encoder[4]; /* pages sealed, by enum kvarn_encoder; [0] came as records */
     struct kvd_layer layers[];    /* shape->layer_count */
 };
@@ -186,8 +189,8 @@ int kvd_session_check_epoch(
     const struct kvd_session *session, uint64_t epoch, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /*
- * Check that tokens [first, last) of a layer are stored. Returns 0, or KVARN_EMISS with reason
- * NEVER_STORED or WINDOW.
+ * Check that tokens [first, last) of a layer are stored and there. Returns 0, or KVARN_EMISS with
+ * its reason: NEVER_STORED, WINDOW, or what made a block go missing.
  */
 int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, uint64_t first,
     uint64_t last, struct kvd_failure *why) KVARN_MUST_CHECK;

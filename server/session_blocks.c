@@ -11,6 +11,7 @@
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/service.h"
+#include "server/session_evict.h"
 
 /* A full daemon with work in flight answers RETRY_LATER with this. */
 #define SPACE_RETRY_MS 20
@@ -23,7 +24,7 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
     const struct kvd_budget *budget = &service->budget;
 
     if (kvd_workers_backlog(service->workers) > 0 ||
-        kvd_session_table_has_dead(&service->sessions)) {
+        kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes)) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
             "%" PRIu64 " of %" PRIu64 " bytes in use; work in progress may free some, %zu needed",
@@ -138,20 +139,28 @@ static int block_push(struct kvd_session *session, enum kvd_reserve kind)
     return 0;
 }
 
+static int block_add(struct kvd_session *session, enum kvd_reserve kind)
+{
+    int err = kvd_block_table_reserve(session->service, &session->table);
+
+    return err != 0 ? err : block_push(session, kind);
+}
+
 int kvd_session_add_block(
     struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why)
 {
     const struct kvd_shape *shape = session->shape;
-    int err = kvd_block_table_reserve(session->service, &session->table);
-
-    if (err == 0) {
-        err = block_push(session, kind);
-    }
-    if (err == 0) {
-        return 0;
-    }
     size_t bytes =
         shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0);
+    int err = block_add(session, kind);
+
+    if (err != 0 && kvd_evictor_make_room(session->service, session, bytes)) {
+        err = block_add(session, kind);
+    }
+    if (err == 0) {
+        kvd_evictor_check(session->service);
+        return 0;
+    }
     return kvd_session_fail_space(session->service, bytes, why);
 }
 
@@ -182,6 +191,8 @@ static int copy_fill(struct kvd_session *session, uint32_t block_idx, const stru
         }
     }
     copy->layers_kept = block->layers_kept;
+    copy->state = block->state;
+    copy->miss_reason = block->miss_reason;
     copy->rows_count = block->rows_count;
     return 0;
 }
@@ -257,6 +268,60 @@ int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struc
         return kvd_session_fail_space(session->service,
             session->shape->block_tiles_bytes + session->shape->block_rows_bytes, why);
     }
+    return 0;
+}
+
+static void page_strip(
+    struct kvd_service *service, struct kvd_page *page, uint64_t *ret_freed_bytes)
+{
+    if (page != NULL && page->refs == 1) {
+        *ret_freed_bytes += kvd_page_bytes(page);
+    }
+    kvd_page_unref(&service->pages, page);
+}
+
+/* The pages of a block that nobody else holds. */
+static void block_strip(
+    struct kvd_service *service, struct kvd_block *block, uint64_t *ret_freed_bytes)
+{
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        page_strip(service, block->layers[i].rows, ret_freed_bytes);
+        page_strip(service, block->layers[i].tiles, ret_freed_bytes);
+        block->layers[i] = (struct kvd_block_layer){0};
+    }
+    block->rows_count = 0;
+}
+
+int kvd_session_strip_block(
+    struct kvd_session *session, uint32_t block_idx, int miss_reason, uint64_t *ret_freed_bytes)
+{
+    struct kvd_service *service = session->service;
+    int err = kvd_block_table_own_span(service, &session->table, block_idx);
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    if (err != 0 || block == NULL) {
+        return err; /* or all layers dropped it: nothing is missing */
+    }
+    if (block->refs > 1) {
+        struct kvd_block *stub = kvd_block_create(service, block->layer_count);
+        if (stub == NULL) {
+            return KVARN_ENOSPC;
+        }
+        stub->layers_kept = block->layers_kept;
+        block_count_tails(session, block, block_idx, -1);
+        kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, stub));
+        block = stub;
+    } else {
+        block_count_tails(session, block, block_idx, -1);
+        block_strip(service, block, ret_freed_bytes);
+    }
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        if (session->layers[i].length / session->shape->group == block_idx) {
+            kvd_session_drop_spare(session, i);
+        }
+    }
+    block->state = KVD_BLOCK_MISSING;
+    block->miss_reason = (uint8_t)miss_reason;
     return 0;
 }
 
@@ -366,6 +431,7 @@ void kvd_session_trim(struct kvd_session *session)
         }
         layers += session->shape->layer_count;
     }
+    kvd_session_trim_missing(session);
 }
 
 uint32_t kvd_session_window_blocks(

@@ -52,6 +52,14 @@ int kvd_session_own_span(
 int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     uint32_t row_first, struct kvd_page **ret_copied, struct kvd_failure *why) KVARN_MUST_CHECK;
 
+/*
+ * Let go of all pages of a block, which stays as a missing one, with the reason. One that is shared
+ * stays with the others: the session parts from it. *ret_freed_bytes grows by the bytes of pages
+ * that nobody else holds. Returns 0, or KVARN_ENOSPC when there is no memory to part.
+ */
+int kvd_session_strip_block(struct kvd_session *session, uint32_t block_idx, int miss_reason,
+    uint64_t *ret_freed_bytes) KVARN_MUST_CHECK;
+
 /* Let go of the page kept for copying a layer's rows, if there is one. */
 void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer);
 

@@ -16,6 +16,7 @@
 #include "lib/base/assert.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
+#include "server/session_evict.h"
 
 struct reopen_job {
     struct kvd_job job; /* first: the worker's handle */
@@ -99,6 +100,22 @@ static int check_window(const struct kvd_truncate *truncate, struct kvd_failure 
         }
     }
     return 0;
+}
+
+/* A cut within a block goes on with the rows before it: they must be there. */
+static int check_present(const struct kvd_truncate *truncate, struct kvd_failure *why)
+{
+    const struct kvd_session *session = truncate->session;
+    uint32_t group = session->shape->group;
+    int err = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count && err == 0; i++) {
+        uint64_t cut = layer_cut(&session->layers[i], truncate->args.length);
+        if (cut < session->layers[i].length) {
+            err = kvd_session_check_present(session, i, cut / group * group, cut, why);
+        }
+    }
+    return err;
 }
 
 static void reopen_run(struct kvd_job *job, void *scratch)
@@ -281,6 +298,9 @@ static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *w
     }
     if (err == 0) {
         err = check_window(truncate, why);
+    }
+    if (err == 0) {
+        err = check_present(truncate, why);
     }
     if (err == 0) {
         err = own_cut(truncate, why);

@@ -33,8 +33,9 @@ def build():
 
 def list_rows(path, pattern):
     """Rows of a .def file: what `pattern` finds behind "X(", with strings still quoted."""
-    rows = re.findall(rf"^X\({pattern}\)$", (ROOT / path).read_text(), re.MULTILINE)
-    lines = re.findall(r"^X\(", (ROOT / path).read_text(), re.MULTILINE)
+    text = re.sub(r",\n +", ", ", (ROOT / path).read_text())  # a row may take two lines
+    rows = re.findall(rf"^X\({pattern}\)$", text, re.MULTILINE)
+    lines = re.findall(r"^X\(", text, re.MULTILINE)
     assert rows and len(rows) == len(lines), f"{path}: {len(rows)} of {len(lines)} rows understood"
     return rows
 

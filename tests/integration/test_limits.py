@@ -195,7 +195,7 @@ def test_s05_memory_limit(start, connect, workers):
     """At the limit appends are refused, never the daemon killed; what is there stays right, and
     dropping makes room again."""
     limit = 64 << 20
-    daemon = start("--memory-limit", limit, "--workers", workers)
+    daemon = start("--memory-limit", limit, "--workers", workers, "--evict-policy", "none")
     conn, kv = connect(daemon), big_rows()
     for generation in range(3):
         lengths = fill(conn, kv, (f"{generation}.{i}" for i in range(1000)))
@@ -228,7 +228,7 @@ def check_filled(conn, lengths, kv):
 def test_s05_no_space_comes_at_block_boundaries_only(start, connect):
     """The first token of a block reserves all of it, in all layers."""
     shape = Shape(layers=4, kv_heads=8, k_dim=128, group=128, model="big4", sink=128)
-    daemon = start("--memory-limit", "48MiB")
+    daemon = start("--memory-limit", "48MiB", "--evict-policy", "none")
     conn = connect(daemon)
     sessions, kv = [], big_rows(1)
     while True:

@@ -73,6 +73,8 @@ struct world {
     struct kvt_rng timing; /* decides when */
     uint32_t tokens_max;   /* of a session */
     bool is_short;         /* one at a time, with memory refused now and then */
+    bool is_evicting;      /* blocks are evicted now and then, between two operations */
+    unsigned evicted, missed;
     struct world_session sessions[WORLD_SESSIONS];
     struct world_op_list ops;   /* sent, not looked at */
     struct world_op_list reads; /* they hold their pages a little longer */
@@ -91,6 +93,7 @@ struct world_options {
     unsigned workers;
     unsigned jitter_us_max;
     bool is_short;
+    bool is_evicting;
 };
 
 void world_init(struct world *world, const struct world_options *options);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "lib/base/assert.h"
+#include "server/session_evict.h"
 #include "tests/sim/session_world.h"
 #include "tests/support/tiles.h"
 
@@ -102,6 +103,36 @@ static bool lengths_are(const struct world_session *ws, uint32_t first, uint32_t
 static bool draw_attend(struct world *world, struct world_op *op, struct world_session *ws,
     uint32_t layer, uint64_t length);
 
+/*
+ * Whether one of the blocks of tokens [first, last) was evicted, as its session says: it has to be
+ * a MISS then, and right otherwise.
+ */
+static bool is_missing(const struct world_session *ws, uint64_t first, uint64_t last)
+{
+    uint32_t group = ws->model.shape->group;
+
+    return first < last && first / group < ws->session->missing_last &&
+           (last - 1) / group >= ws->session->missing_first && kvd_session_has_missing(ws->session);
+}
+
+/* What an append adds to: rows of a layer that are not sealed, and the block of the next one. */
+static bool is_tail_missing(const struct world_session *ws, uint32_t layer)
+{
+    const struct kvt_model_layer *ml = &ws->model.layers[layer];
+
+    return is_missing(ws, (uint64_t)ml->sealed_blocks * ws->model.shape->group, ml->length + 1);
+}
+
+static bool are_tails_missing(const struct world_session *ws, uint32_t first, uint32_t count)
+{
+    for (uint32_t i = first; i < first + count; i++) {
+        if (is_tail_missing(ws, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool draw_append(struct world *world, struct world_op *op, struct world_session *ws)
 {
     struct kvt_append *append = &op->append;
@@ -136,6 +167,9 @@ static bool draw_append(struct world *world, struct world_op *op, struct world_s
     append->epoch -= is_stale ? 1 : 0;
     if (is_stale) {
         op->expected_err = KVARN_ESTALE_EPOCH;
+    } else if (lengths_are(ws, append->layer_first, append->layer_count, append->start) &&
+               are_tails_missing(ws, append->layer_first, append->layer_count)) {
+        op->expected_err = KVARN_EMISS;
     } else if (lengths_are(ws, append->layer_first, append->layer_count, append->start)) {
         op->expected_err = is_poisoned ? KVARN_EDOMAIN : 0;
     } else if (is_retry && append_is_repeat(ws, append)) {
@@ -253,9 +287,26 @@ static bool draw_tiles(struct world *world, struct world_op *op, struct world_se
             i == bad_run ? spoil_run(world, shape, &op->runs[i], dst) : op->expected_err;
         dst += run_bytes;
     }
+    for (uint32_t i = 0; i < tiles->run_count; i++) {
+        if (is_tail_missing(ws, op->runs[i].layer)) {
+            op->expected_err = KVARN_EMISS;
+        }
+    }
     tiles->payload = payload;
     tiles->payload_bytes = bytes;
     return true;
+}
+
+/* A cut within a block goes on with the rows before it. */
+static bool cut_is_missing(const struct world_session *ws, uint64_t length)
+{
+    for (uint32_t i = 0; i < ws->model.shape->layer_count; i++) {
+        if (length < layer_length(ws, i) &&
+            is_missing(ws, length / ws->model.shape->group * ws->model.shape->group, length)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* SEMANTICS.md 4: the next token must find the window - 1 tokens before it. */
@@ -270,7 +321,7 @@ bool world_cut_misses(const struct world_session *ws, uint64_t length)
             return true;
         }
     }
-    return false;
+    return cut_is_missing(ws, length);
 }
 
 static uint64_t longest_of(const struct world_session *ws)
@@ -333,7 +384,7 @@ static int attend_predict(
             high = p + 1 < high ? p + 1 : high;
             low = args->window > 0 && p + 1 > args->window + low ? p + 1 - args->window : low;
         }
-        if (low < high && (low < kept_first || high > length)) {
+        if (low < high && (low < kept_first || high > length || is_missing(ws, low, high))) {
             return KVARN_EMISS;
         }
     }
@@ -391,8 +442,9 @@ static bool draw_read(struct world *world, struct world_op *op, struct world_ses
     uint32_t sinks = ws->model.shape->sink_tokens / ws->model.shape->group;
     uint64_t blocks = (ml->length + ws->model.shape->group - 1) / ws->model.shape->group;
 
-    if (blocks <= ml->dropped_blocks) {
-        return false;
+    if (blocks <= ml->dropped_blocks ||
+        is_missing(ws, (uint64_t)ml->dropped_blocks * ws->model.shape->group, ml->length)) {
+        return false; /* it takes pages without asking */
     }
     struct world_read *read = kvt_alloc(sizeof(*read));
     op->read = read;
@@ -678,11 +730,13 @@ void world_judge(struct world *world, struct world_op *op)
     world->tried_by_kind[op->kind]++;
     if (op->kind == WORLD_ATTEND) {
         judge_answer(world, op, op->expected_err);
+        world->missed += op->attend.outcome.why.reason == KVARND__MISS_REASON__MISS_EVICTED;
     }
     if (outcome == NULL) {
         return;
     }
     digest(world, &outcome->why.err, sizeof(outcome->why.err));
+    world->missed += outcome->why.reason == KVARND__MISS_REASON__MISS_EVICTED;
     if (op->may_fail && is_shortage(outcome->why.err)) {
         world->refused++;
         return;

@@ -39,7 +39,7 @@ static unsigned seed_count(unsigned usual)
 }
 
 struct tally {
-    unsigned tried, wrong, refused;
+    unsigned tried, wrong, refused, evicted, missed;
     unsigned by_kind[WORLD_KIND_COUNT];
 };
 
@@ -56,6 +56,8 @@ static uint64_t run(const struct world_options *options, struct tally *tally)
     tally->tried += world.tried;
     tally->wrong += world.wrong;
     tally->refused += world.refused;
+    tally->evicted += world.evicted;
+    tally->missed += world.missed;
     for (unsigned i = 0; i < WORLD_KIND_COUNT; i++) {
         tally->by_kind[i] += world.tried_by_kind[i];
     }
@@ -122,9 +124,31 @@ static void test_s05_short_memory_stores_whole_or_not(void **state)
     assert_int_equal(tally.wrong, 0);
 }
 
+/* What was evicted is a MISS or right, never wrong; cut back and appended to, all is right again.
+ */
+static void test_p01_evicted_is_a_miss_or_right(void **state)
+{
+    struct tally tally = {0};
+    (void)state;
+
+    for (unsigned seed = 0; seed < seed_count(SEEDS); seed++) {
+        struct world_options options = {.seed = seed + 2000,
+            .timing_seed = seed,
+            .workers = seed % 3,
+            .is_short = seed % 2 == 1,
+            .is_evicting = true};
+        (void)run(&options, &tally);
+    }
+    tally_print("evicting", &tally);
+    printf("%u blocks evicted, %u operations missed\n", tally.evicted, tally.missed);
+    assert_true(tally.evicted > 100 && tally.missed > 100);
+    assert_int_equal(tally.wrong, 0);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s03_same_bits_with_any_workers),
     cmocka_unit_test(test_s05_short_memory_stores_whole_or_not),
+    cmocka_unit_test(test_p01_evicted_is_a_miss_or_right),
 };
 
 int main(void)

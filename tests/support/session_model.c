@@ -490,6 +490,14 @@ static void check_block(struct check *check, uint32_t layer, uint32_t b)
             "dropped pages are there", layer, b);
         return;
     }
+    bool is_missing = b >= check->session->missing_first && b < check->session->missing_last;
+    if (block != NULL && (is_missing || block->state != KVD_BLOCK_RESIDENT)) {
+        check_that(check,
+            is_missing && block->state == KVD_BLOCK_MISSING && block->miss_reason != 0 &&
+                block->layers[layer].rows == NULL && block->layers[layer].tiles == NULL,
+            "a missing block is not quite missing", layer, b);
+        return;
+    }
     if (block == NULL || (block->layers[layer].tiles == NULL) != is_sink) {
         check_that(check, false, "a kept block has other pages than it should", layer, b);
         return;

@@ -75,6 +75,10 @@ void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
     assert_non_null(rig->fake);
     assert_int_equal(kvd_config_init(&rig->config), 0);
     rig->config.workers = options->workers;
+    free(rig->config.evict_policy);
+    rig->config.evict_policy =
+        strdup(options->evict_policy == NULL ? "none" : options->evict_policy);
+    assert_non_null(rig->config.evict_policy);
     rig->config.memory_limit =
         options->memory_limit == 0 ? UINT64_C(1) << 30 : options->memory_limit;
     env_set("KVARND_TEST_JITTER_US", options->jitter_us_max);

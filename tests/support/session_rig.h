@@ -43,6 +43,7 @@ struct kvt_rig_options {
     unsigned jitter_us_max; /* as kvd_workers_options */
     uint64_t jitter_seed;
     const struct kvd_shape_desc *shape; /* NULL: kvt_shape_small */
+    const char *evict_policy;           /* NULL: none */
 };
 
 /*
