@@ -107,16 +107,20 @@ def test_cancelled_task_leaves_the_client_usable(daemon):
     run(body())
 
 
-def test_fork(daemon):
+def test_fork_and_reorder(daemon):
     async def body():
         k, v, q = rows(150)
         async with kvarn.AsyncClient(daemon.unix) as client:
             session = await client.open(shape=small_shape())
             await session.append_layers([(k, v), (k, v)])
-            copy = await client.fork(session)
+            copy = await session.fork()
             assert copy.lengths == (150, 150) and copy.shape == session.shape
             outs = [(await s.attend(q, 1)).out for s in (session, copy)]
             assert (outs[0] == outs[1]).all()
+            await copy.truncate(3)
+            await client.reorder([([session, copy], [1, 1])])
+            assert session.lengths == copy.lengths == (3, 3)
+            assert [s.length for s in await client.fork([session, copy])] == [3, 3]
 
     run(body())
 

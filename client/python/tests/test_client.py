@@ -118,23 +118,76 @@ def test_records_are_the_codecs(client):
 
 
 def test_fork(client):
-    """A copy, bit by bit, that goes on by itself; of layers that are not equally long too."""
+    """A copy, bit by bit, that goes on by itself."""
     k, v, q = rows(200)
     with client.open(shape=small_shape(group=64), seal_lag=5, encoder="reference") as session:
         session.append_layers([(k, v), (k, v)])
         session.append(k[:, :3], v[:, :3], 1)
         name = f"python-fork-{client._core.address.is_tcp}"
-        with client.fork(session, name) as copy:
-            assert copy.lengths == (200, 203) and copy.inspect().seal_lag == 5
-            assert copy.inspect().encoder == "reference"
+        with session.fork(name) as copy:
+            assert copy.lengths == (200, 200) and copy.created and copy.name == name
+            found = copy.inspect()
+            assert (found.seal_lag, found.encoder) == (5, "reference")
+            assert found.fingerprint == session.shape.fingerprint()
             stored = [s.read_stored(0, 2, 0, 200) for s in (session, copy)]
             assert bytes(stored[0].payload) == bytes(stored[1].payload)
-            assert (copy.attend(q, 1).out == session.attend(q, 1).out).all()
-            copy.append(k, v, 0)
-            assert (copy.length, session.length) == (203, 200)
+            copy.append_layers([(-k, -v), (k, v)])
+            assert (copy.lengths, session.lengths) == ((400, 400), (200, 203))
+            both = np.concatenate([k, -k], axis=1), np.concatenate([v, -v], axis=1)
+            assert np.abs(copy.attend(q).out - attend(q, *both, 200)[0]).max() < 1
+            assert np.abs(session.attend(q).out - attend(q, k, v, 0)[0]).max() < 1
         with pytest.raises(kvarn.Conflict):
-            client.fork(session, name)
+            session.fork(name)
+        with session.fork(length=100) as short:
+            assert short.lengths == (100, 100)
+            both = [s.read(token_last=100, dtype="f32")[0] for s in (short, session)]
+            assert np.abs(both[0] - both[1]).max() < 0.01
+        with pytest.raises(kvarn.Miss):
+            session.fork(length=201)
         client.drop(name)
+
+
+def test_fork_of_many_is_all_or_none(client):
+    k, v, _ = rows(5)
+    names = [f"python-forks-{client._core.address.is_tcp}-{i}" for i in range(2)]
+    sessions = [client.open(shape=small_shape()) for _ in range(3)]
+    for i, session in enumerate(sessions, 1):
+        session.append_layers([(k[:, :i], v[:, :i])] * 2)
+    assert [s.lengths for s in client.fork(sessions)] == [(1, 1), (2, 2), (3, 3)]
+    with client.open(names[1], small_shape()):
+        with pytest.raises(kvarn.Conflict):
+            client.fork(sessions[:2], names)
+        assert [s.name for s in client.sessions(names[0][:-1])] == names[1:]
+    with pytest.raises(ValueError, match="names: expected 3, got 2"):
+        client.fork(sessions, names)
+    assert client.fork([]) == []
+    client.drop(names[1])
+
+
+def test_reorder(client):
+    """Sessions take each other's tokens and keep names; those that change have new epochs."""
+    name = f"python-reorder-{client._core.address.is_tcp}"
+    sessions = [client.open(name if i == 0 else "", small_shape()) for i in range(5)]
+    data = [rows(70 + i, seed=i) for i in range(5)]
+    for session, (k, v, _) in zip(sessions, data):
+        session.append_layers([(k, v), (k, v)])
+    epochs = [s.epoch for s in sessions]
+    client.reorder([(sessions[:3], [2, 1, 2]), (sessions[3:], [1, 0])])
+    sources = [2, 1, 2, 4, 3]
+    assert [s.lengths for s in sessions] == [(70 + i,) * 2 for i in sources]
+    assert [s.epoch == e for s, e in zip(sessions, epochs)] == [False, True, True, False, False]
+    for session, i in zip(sessions, sources):
+        k, v, q = data[i]
+        assert np.abs(session.attend(q).out - attend(q, k, v, 0)[0]).max() < 0.01
+        session.append(k, v)
+    assert client.inspect(name).lengths == (144, 72)
+    for sources in ([0, 1], [0, 1, 3], [-1, 1, 2]):
+        with pytest.raises(ValueError, match="reorder: expected 3 indices"):
+            client.reorder([(sessions[:3], sources)])
+    with pytest.raises(kvarn.Invalid):
+        client.reorder([([sessions[0]] * 2, [0, 1])])
+    client.reorder([])
+    client.drop(name)
 
 
 def test_batch_over_sessions(client):

@@ -98,10 +98,11 @@ def step(model, ids, cache, **options):
 
 def reference(model, ids):
     """The same without a cache, by eager attention."""
+    before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
         logits = model(torch.tensor(ids), use_cache=False).logits
-    model.set_attn_implementation("kvarn")
+    model.set_attn_implementation(before)
     return logits
 
 
@@ -210,6 +211,22 @@ def test_second_turn_sends_only_new_tokens(client, smollm):
             turns = ids[0].tolist() + tokenizer.chat("user", question, False)
 
 
+def test_assistant_model(client, tiny):
+    """Another model proposes, with a cache of its own; what is refused is cropped."""
+    assistant = copy.deepcopy(tiny)
+    assistant.set_attn_implementation("sdpa")
+    torch.manual_seed(2)
+    for weight in assistant.model.layers[1].parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    asked = {**batch([[5, 6, 7, 8, 9]]), "max_new_tokens": 40}
+    expected, _ = generate(tiny, None, "sdpa", **asked)
+    before = client.stats().ops["truncate"].count
+    with KvarnCache(tiny, client) as cache:
+        ids, _ = generate(tiny, cache, "kvarn", **asked, assistant_model=assistant)
+        assert torch.equal(ids, expected) and cache.get_seq_length() == ids.shape[1] - 1
+    assert client.stats().ops["truncate"].count > before
+
+
 def test_chunked_prefill(client, smollm):
     model, tokenizer, _ = smollm
     asked = prompts(tokenizer, "assisted", False)
@@ -306,6 +323,14 @@ def test_beams_take_each_others_rows(client, tiny):
     assert client.stats().counters["sessions_open"] == sessions - 4
 
 
+def test_moves_keep_to_their_stretch():
+    assert hf._moves([0, 1, 2]) == []
+    assert hf._moves([1, 0, 2, 5, 4, 3]) == [(0, 2), (3, 6)]
+    assert hf._moves([0, 0, 1, 4, 4]) == [(0, 3), (3, 5)]
+    assert hf._moves([3, 1, 1, 3]) == [(0, 4)]
+    assert hf._moves([1, 1, 3, 3, 0]) == [(0, 5)]
+
+
 def test_crop(client, tiny):
     """Within what is not sealed nothing is lost; a cut into a sealed block warns."""
     ids = torch.randint(1, 100, (1, 190)).tolist()
@@ -361,8 +386,14 @@ def test_a_name_outlives_the_process(daemon, tiny, mode, attention):
         assert cache.get_seq_length() == 30 and cache.batch_size == 2
         logits = step(tiny, [r[30:] for r in ids], cache)
         assert (logits[:, -1] - reference(tiny, ids)[:, -1]).abs().max() < 0.01
+        cache.reorder_cache(torch.tensor([1, 1]))
+        logits = step(tiny, [[3], [4]], cache)
+        expected = reference(tiny, [ids[1] + [3], ids[1] + [4]])
+        assert (logits[:, -1] - expected[:, -1]).abs().max() < 0.01
         with pytest.raises(ValueError, match="keep their sessions"):
-            cache.reorder_cache(torch.tensor([1, 1]))
+            cache.batch_repeat_interleave(2)
+        with pytest.raises(kvarn.Conflict):
+            cache.fork(f"{name}#1")
         cache.reset()
         assert second.sessions(name) == []
 

@@ -138,7 +138,7 @@ def test_fork_goes_on_in_two_ways(client, model, tokenizer):
     ends = [tokenizer.encode(" One day"), tokenizer.encode(" But nobody")]
     cache = remote(client, model, sink=128)
     answer(model, cache, start, 1)
-    copies = [caches.AttendCache(client.fork(cache.session)) for _ in ends]
+    copies = [caches.AttendCache(cache.session.fork()) for _ in ends]
     found = [answer(model, c, e, 5, start) for c, e in zip(copies, ends)]
     for end, (ids, run) in zip(ends, found):
         assert run.counts.prefill_tokens == len(end)

@@ -326,15 +326,75 @@ class ClientCore:
             session._shape = _parse.details(found.message).shape
             self._shape_ids[session._shape] = reply.message.shape_id
 
-    async def fork(self, source: SessionCore, copy: SessionCore, deadline: float | None) -> None:
-        """Fill in `copy` with a session that holds, bit by bit, what `source` holds."""
-        found = await source._inspect(deadline)
-        await self.open(copy, "create" if copy.name else "either", found.encoder, found.seal_lag,
-                        False, deadline)
-        for layer, length in enumerate(source.lengths):
-            if length:
-                stored = await source._read_stored(layer, 1, 0, length, deadline)
-                await copy._append_tiles(stored, deadline)
+    async def fork(self, pairs: Sequence[tuple[SessionCore, SessionCore]], length: int | None,
+                   deadline: float | None) -> None:
+        """Make the second of each pair a copy of the first; all or none."""
+        if not pairs:
+            return
+
+        def build() -> Any:
+            request = message["Fork"]()
+            for source, copy in pairs:
+                item = request.items.add(handle=source._handle, epoch=source.epoch)
+                if copy.name:
+                    item.name = copy.name
+                if length is not None:
+                    item.length = length
+            return request
+
+        named = any(copy.name for _, copy in pairs)
+        reply = await self.call("Fork", build, deadline=deadline,
+                                flight=Flight([s for s, _ in pairs], False, not named))
+        errors = []
+        for (_, copy), item in zip(pairs, reply.message.items):
+            error = from_status(item.status)
+            if error is None:
+                copy._forked(item, self._generation)
+            else:
+                errors.append(error)
+        if errors:
+            for _, copy in pairs:
+                if copy.created:
+                    await copy._drop(deadline)
+            raise errors[0]
+
+    async def reorder(self, items: Iterable[tuple[Sequence[SessionCore], Sequence[int]]],
+                      deadline: float | None) -> None:
+        """Make sessions copies of each other."""
+        groups = [(list(sessions), list(sources)) for sessions, sources in items]
+        for sessions, sources in groups:
+            if len(sessions) != len(sources) \
+                    or not all(0 <= i < len(sessions) for i in sources):
+                raise ValueError(f"reorder: expected {len(sessions)} indices of the "
+                                 f"{len(sessions)} sessions, got {sources}")
+        if not groups:
+            return
+
+        def build() -> Any:
+            request = message["Reorder"]()
+            for sessions, sources in groups:
+                request.items.add(handles=[s._handle for s in sessions],
+                                  epochs=[s.epoch for s in sessions], sources=sources)
+            return request
+
+        reply = await self.call("Reorder", build, deadline=deadline, flight=Flight(
+            [s for sessions, _ in groups for s in sessions], True, False))
+        errors = []
+        for (sessions, sources), item in zip(groups, reply.message.items):
+            error = from_status(item.status)
+            if error is not None:
+                errors.append(error)
+                continue
+            before = [s.lengths for s in sessions]
+            for session, source, epoch, length in zip(sessions, sources, item.epochs,
+                                                      item.lengths):
+                session.epoch = epoch
+                # The reply has the shortest layer's length only.
+                same = min(before[source]) == length
+                session._set_lengths(before[source] if same else
+                                     [length] * session.shape.layers)
+        if errors:
+            raise errors[0]
 
 
 class SessionCore:
@@ -378,6 +438,11 @@ class SessionCore:
     def _opened(self, reply: Any, generation: int) -> None:
         self._handle, self._generation, self.epoch = reply.handle, generation, reply.epoch
         self._set_lengths(reply.layer_lengths)
+
+    def _forked(self, item: Any, generation: int) -> None:
+        self._handle, self._generation, self.epoch = item.handle, generation, item.epoch
+        self.created = item.created
+        self._set_lengths([item.length] * self.shape.layers)
 
     def _set_lengths(self, lengths: Iterable[int]) -> None:
         self._lengths = [int(n) for n in lengths]

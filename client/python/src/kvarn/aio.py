@@ -7,13 +7,13 @@ so that gather() over a session's calls pipelines them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import AsyncLink, Link
-from kvarn.client import _first, _one
+from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, NDArray, Options, ServerInfo, ServerStats, SessionDetails,
                          SessionSummary, Shape, StoredRuns, TruncateResult)
@@ -72,12 +72,17 @@ class AsyncClient:
         await self._core.open(session, mode, encoder, seal_lag, takeover, deadline)
         return session
 
-    async def fork(self, session: AsyncSession, name: str = "", *,
-                   deadline: float | None = None) -> AsyncSession:
-        """As Client.fork: a session of its own that holds what this one holds."""
-        copy = AsyncSession(self, name, session.shape)
-        await self._core.fork(session, copy, deadline)
-        return copy
+    async def fork(self, sessions: Iterable[AsyncSession], names: Iterable[str] | None = None, *,
+                   length: int | None = None,
+                   deadline: float | None = None) -> list[AsyncSession]:
+        """As Client.fork: a copy of each session, all of them or none."""
+        pairs = _pairs(lambda name, shape: AsyncSession(self, name, shape), sessions, names)
+        return await _copies(self._core, pairs, length, deadline)
+
+    async def reorder(self, items: Iterable[tuple[Sequence[AsyncSession], Sequence[int]]], *,
+                      deadline: float | None = None) -> None:
+        """As Client.reorder: make sessions copies of each other."""
+        await self._core.reorder(items, deadline)
 
     async def attend(self, items: Iterable[AttendItem], layer: int,
                      options: AttendOptions = AttendOptions(), *,
@@ -114,6 +119,7 @@ class AsyncSession(SessionCore):
 
     def __init__(self, client: AsyncClient, name: str, shape: Shape | None) -> None:
         super().__init__(client._core, name, shape)
+        self._client = client
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -175,6 +181,11 @@ class AsyncSession(SessionCore):
                            deadline: float | None = None) -> tuple[int, ...]:
         """As Session.append_tiles: store what read_stored gave."""
         return await self._append_tiles(stored, deadline)
+
+    async def fork(self, name: str = "", *, length: int | None = None,
+                   deadline: float | None = None) -> AsyncSession:
+        """As Session.fork: a copy of the session that goes on by itself."""
+        return (await self._client.fork([self], [name], length=length, deadline=deadline))[0]
 
     async def truncate(self, length: int, *, deadline: float | None = None) -> TruncateResult:
         """As Session.truncate: every layer becomes min(its length, length)."""

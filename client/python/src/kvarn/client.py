@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from kvarn._address import Address
@@ -141,14 +141,26 @@ class Client:
         drive(self._core.open(session, mode, encoder, seal_lag, takeover, deadline))
         return session
 
-    def fork(self, session: Session, name: str = "", *, deadline: float | None = None) -> Session:
-        """A session of its own that holds, bit by bit, what this one holds.
+    def fork(self, sessions: Iterable[Session], names: Iterable[str] | None = None, *,
+             length: int | None = None, deadline: float | None = None) -> list[Session]:
+        """A copy of each session, in one call: all of them or none.
 
-        name: as in open; Conflict where it exists.
+        Copies share what is stored, whatever the length, and go on by themselves. names: as in
+        open, Conflict where one exists; None gives none. length: of all layers of the copies, None
+        is the committed length; Miss beyond it.
         """
-        copy = Session(self, name, session.shape)
-        drive(self._core.fork(session, copy, deadline))
-        return copy
+        pairs = _pairs(lambda name, shape: Session(self, name, shape), sessions, names)
+        return self._run(_copies(self._core, pairs, length, deadline))
+
+    def reorder(self, items: Iterable[tuple[Sequence[Session], Sequence[int]]], *,
+                deadline: float | None = None) -> None:
+        """Make sessions copies of each other, in one step for each item: what beams need.
+
+        An item (sessions, sources): session i holds what session sources[i] of the item held. Up
+        to 128 sessions of one shape in an item. Names stay. Raises the first item's error; the
+        other items are done.
+        """
+        self._run(self._core.reorder(items, deadline))
 
     def attend(self, items: Iterable[AttendItem], layer: int,
                options: AttendOptions = AttendOptions(), *,
@@ -263,6 +275,12 @@ class Session(SessionCore):
         """Store what read_stored gave; returns the lengths of all layers."""
         return self._client._run(self._append_tiles(stored, deadline))
 
+    def fork(self, name: str = "", *, length: int | None = None,
+             deadline: float | None = None) -> Session:
+        """A copy of the session that goes on by itself; as Client.fork."""
+        pairs = _pairs(lambda name, shape: Session(self._client, name, shape), [self], [name])
+        return self._client._run(_first(_copies(self._core, pairs, length, deadline)))
+
     def truncate(self, length: int, *, deadline: float | None = None) -> TruncateResult:
         """Every layer becomes min(its length, length)."""
         return self._client._run(self._truncate(length, deadline))
@@ -282,6 +300,26 @@ class Session(SessionCore):
     def drop(self, *, deadline: float | None = None) -> None:
         """End the session for all that hold it; its memory is freed."""
         drive(self._drop(deadline))
+
+
+S = TypeVar("S", bound=SessionCore)
+
+
+def _pairs(make: Callable[[str, Shape], S], sessions: Iterable[S],
+           names: Iterable[str] | None) -> list[tuple[S, S]]:
+    """(session, what its copy will be) of each session."""
+    originals = list(sessions)
+    wanted = [""] * len(originals) if names is None else list(names)
+    if len(wanted) != len(originals):
+        raise ValueError(f"names: expected {len(originals)}, got {len(wanted)}")
+    return [(s, make(name, s.shape)) for s, name in zip(originals, wanted)]
+
+
+async def _copies(core: ClientCore, pairs: list[tuple[S, S]], length: int | None,
+                  deadline: float | None) -> list[S]:
+    """The second of each pair, filled in."""
+    await core.fork(pairs, length, deadline)
+    return [copy for _, copy in pairs]
 
 
 async def _first(pairs: Coroutine[Any, Any, list[T]]) -> T:

@@ -393,14 +393,15 @@ class KvarnCache(Cache):  # type: ignore[misc]
         self._select(torch.arange(len(self._rows))[indices].tolist())
 
     def fork(self, name: str = "") -> KvarnCache:
-        """A cache that holds what this one holds, and goes on by itself; copy.deepcopy() too."""
+        """A cache that holds what this one holds, and goes on by itself; copy.deepcopy() too.
+
+        Raises kvarn.Conflict where a session of that name exists.
+        """
         self._check_attended()
         self._check_even()
-        copy = KvarnCache(self._config, self._client, name=name, **self._options)
-        if copy._rows:
-            raise ValueError(f"fork: sessions of the name {name!r} exist")
-        copy._rows = [self._client.fork(row, copy._row_name(i))
-                      for i, row in enumerate(self._rows)]
+        copy = KvarnCache(self._config, self._client, **self._options)
+        copy.name = name
+        copy._rows = self._client.fork(self._rows, map(copy._row_name, range(len(self._rows))))
         for ours, theirs in zip(self._layers, copy._layers):
             theirs.length = ours.length
         return copy
@@ -409,24 +410,40 @@ class KvarnCache(Cache):  # type: ignore[misc]
         return self.fork()
 
     def _select(self, indices: list[int]) -> None:
-        """Row i becomes what row indices[i] is. A session moves to the first place that wants it,
-        and is forked for the others."""
+        """Row i becomes what row indices[i] is: one call for all rows."""
         self._check_attended()
         self._check_even()
-        if indices == list(range(len(self._rows))):
+        if len(indices) == len(self._rows):
+            self._client.reorder((self._rows[first:last], [i - first for i in indices[first:last]])
+                                 for first, last in _moves(indices))
             return
         if self.name:
-            raise ValueError("rows of a cache with a name keep their sessions: beams and copies of "
-                             "rows need KvarnCache(name='')")
-        chosen: dict[int, Session] = {}
-        rows: list[Session] = []
-        for i in indices:
-            rows.append(self._client.fork(self._rows[i]) if i in chosen else self._rows[i])
-            chosen.setdefault(i, self._rows[i])
+            raise ValueError("the rows of a cache with a name keep their sessions, so that their "
+                             "number cannot change: name=''")
+        again = [i for n, i in enumerate(indices) if i in indices[:n]]
+        copies: dict[int, list[Session]] = {i: [] for i in again}
+        for i, copy in zip(again, self._client.fork(self._rows[i] for i in again)):
+            copies[i].append(copy)
         for i, row in enumerate(self._rows):
-            if i not in chosen:
+            if i not in indices:
                 row.close()
-        self._rows = rows
+        self._rows = [copies[i].pop() if i in indices[:n] else self._rows[i]
+                      for n, i in enumerate(indices)]
+
+
+def _moves(indices: list[int]) -> list[tuple[int, int]]:
+    """[first, last) of stretches of rows that take rows of the same stretch; those that stay as
+    they are are left out. A beam search keeps to the stretch of each prompt."""
+    found: list[tuple[int, int]] = []
+    for i, source in enumerate(indices):
+        if i == source:
+            continue
+        first, last = min(i, source), max(i, source) + 1
+        while found and found[-1][1] > first:
+            earlier = found.pop()
+            first, last = min(first, earlier[0]), max(last, earlier[1])
+        found.append((first, last))
+    return found
 
 
 def _to_host(tensor: torch.Tensor) -> Any:

@@ -147,7 +147,7 @@ def begin(options: argparse.Namespace, model: Llama,
         cache, client = make_cache(options, model, "attend", parent.asked["session"], True)
         assert isinstance(cache, AttendCache) and client is not None
         ids = parent.ids[:cache.length]
-        copy = client.fork(cache.session, options.session)
+        copy = cache.session.fork(options.session)
         cache = OffloadCache(client, copy) if options.mode == "offload" else AttendCache(copy)
     else:
         cache, client = make_cache(options, model, options.mode, options.session)
