@@ -17,9 +17,9 @@
 #include "server/metric_store.h"
 
 /*
- * Query tokens from one sample to the next, in the mean. A sample of 4 rows of 128 costs some 8 us
- * with its memory out of cache, a decode step over 1,024 tokens and 8 KV heads some 60 us: 1 in 16
- * is below 1 %. Once a version is in force new ones may take longer.
+ * Query tokens from one sample to the next, in the mean. Of decode steps over 1,024 tokens samples
+ * then take 0.6 to 1.4 % of the time that attention takes, and once a version is in force, when new
+ * ones may take longer, 0.2 to 0.4 % (kvarn-bench attention --sample on,off --check).
  */
 #define KVD_METRIC_GAP_FIRST 16
 #define KVD_METRIC_GAP_LATER 64
@@ -28,10 +28,11 @@
 #define KVD_METRIC_ROWS_MAX 8
 
 /*
- * Multiply-adds that one request may spend on the loop: some 50 us at 5 a nanosecond, half of what
- * a callback may take (SEMANTICS.md 18). One row of the widest head has 131,328.
+ * Multiply-adds that one request may spend on the loop: some 50 us, 4 samples of 4 rows of 128 of
+ * 11 us each (the same command), half of what a callback may take (SEMANTICS.md 18). Also the
+ * smallest number that one row of the widest head fits.
  */
-#define KVD_METRIC_MADDS_MAX (UINT64_C(256) * 1024)
+#define KVD_METRIC_MADDS_MAX (UINT64_C(128) * 1024)
 
 /* The queries of one item, as they lie in the payload. */
 struct kvd_metric_queries {

@@ -86,6 +86,9 @@ void *kvb_alloc(size_t bytes);
  */
 typedef int kvb_command_fn(struct kvb_report *report, int argc, char **argv);
 
+/* bench_sample.c: rows of attention with query sampling and without. */
+void kvb_attention_sample(struct kvb_report *report);
+
 kvb_command_fn kvb_attention;
 kvb_command_fn kvb_codec;
 kvb_command_fn kvb_evict;

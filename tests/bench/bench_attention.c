@@ -583,8 +583,15 @@ int kvb_attention(struct kvb_report *report, int argc, char **argv)
     const bool is_goals_only = argc == 1 && strcmp(argv[0], "--goals") == 0;
     int err = 0;
 
+    if (argc == 2 && strcmp(argv[0], "--sample") == 0 && strcmp(argv[1], "on,off") == 0) {
+        kvb_attention_sample(report);
+        return 0;
+    }
     if (argc > 0 && !is_goals_only) {
-        fputs("usage: kvarn-bench attention [--goals]: only what has a goal\n", stderr);
+        fputs("usage: kvarn-bench attention [--goals | --sample on,off]\n"
+              "  --goals          only what has a goal\n"
+              "  --sample on,off  what sampling queries (encoder aware) adds\n",
+            stderr);
         return 2;
     }
     error_bench(report);
