@@ -340,6 +340,32 @@ def test_admin(client):
     assert client.sessions("python-admin-" + str(client._core.address.is_tcp)) == []
 
 
+def test_metric(client):
+    """A query metric is given to the daemon, read, and seals what follows in its layer."""
+    shape = small_shape(model=f"python-metric-{client._core.address.is_tcp}")
+    k, v, _ = rows(300)
+    with pytest.raises(kvarn.NotFound):
+        client.read_metric(shape)
+    x = np.random.default_rng(0).standard_normal((HEADS, 1000, K_DIM)).astype(np.float32)
+    sums = x.swapaxes(1, 2) @ x
+    with client.open(shape=shape, encoder="aware") as session:
+        assert client.read_metric(shape) == []
+        version = client.register_metric(shape, [kvarn.LayerMetric(1, (1000, 2000), sums)])
+        (found,) = client.read_metric(shape)
+        assert (found.layer, found.counts, found.version) == (1, (1000, 2000), version)
+        assert (np.triu(found.sums) == np.triu(sums)).all() and found.sums.shape == sums.shape
+        assert client.read_metric(shape, 0, 1) == []
+        session.append_layers([(k, v), (k, v)])
+        session.read_layers()  # waits for seals that are due
+        details = session.inspect()
+        assert details.metric_version == version and details.encoder == "aware"
+        assert (details.pages_aware, details.pages_refined) == (1, 1)
+    with pytest.raises(ValueError, match="layer 1: expected 2 counts and sums fp32"):
+        client.register_metric(shape, [kvarn.LayerMetric(1, (1, 1), sums[:1])])
+    with pytest.raises(kvarn.Domain):
+        client.register_metric(shape, [kvarn.LayerMetric(0, (1, 1), sums * np.nan)])
+
+
 def test_list_has_pages(daemon):
     with kvarn.Client(daemon.unix) as client:
         for i in range(300):

@@ -19,8 +19,8 @@ from kvarn._messages import TYPES, message
 from kvarn.errors import (Conflict, ConnectionLost, NotFound, RetryLater, StaleEpoch,
                           WireError, from_status)
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, NDArray, Options, ServerInfo, ServerStats, SessionDetails,
-                         SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
+                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_SECONDS = 0.02
@@ -205,6 +205,41 @@ class ClientCore:
                 raise WireError("the daemon computes another fingerprint of the shape")
             self._shape_ids[shape] = reply.message.shape_id
         return self._shape_ids[shape]
+
+    async def read_metric(self, shape: Shape, layer_first: int, layer_count: int | None,
+                          deadline: float | None) -> list[LayerMetric]:
+        request = message["ReadMetric"](fingerprint=shape.fingerprint(), layer_first=layer_first)
+        if layer_count is not None:
+            request.layer_count = layer_count
+        reply = await self.call("ReadMetric", lambda: request, deadline=deadline)
+        return _parse.metric(reply.message, reply.payload)
+
+    async def register_metric(self, shape: Shape, layers: Iterable[LayerMetric],
+                              deadline: float | None) -> int:
+        """The version under which the metric is in force."""
+        given = {m.layer: m for m in layers}
+        if not given:
+            raise ValueError("layers: expected at least one")
+        request = message["RegisterShape"](shape=_parse.shape_message(shape))
+        first, last = min(given), max(given) + 1
+        request.metric_layer_first, request.metric_layer_count = first, last - first
+        sums = []
+        for layer in range(first, last):
+            kind = shape.layer(layer)
+            if layer not in given:
+                request.metric_counts.extend([0] * kind.kv_heads)
+                continue
+            one = _arrays.to_wire(given[layer].sums, "sums", 3)
+            expected = (kind.kv_heads, kind.k_dim, kind.k_dim)
+            if one.shape != expected or one.dtype != _arrays.DTYPES["f32"] \
+                    or len(given[layer].counts) != kind.kv_heads:
+                raise ValueError(f"layer {layer}: expected {kind.kv_heads} counts and sums fp32 "
+                                 f"{expected}, got {len(given[layer].counts)} and {one.shape}")
+            request.metric_counts.extend(given[layer].counts)
+            sums.append(one.data)
+        reply = await self.call("RegisterShape", lambda: request, sums, deadline=deadline,
+                                flight=Flight((), True, False))
+        return int(reply.message.metric_version)
 
     async def stats(self, deadline: float | None) -> ServerStats:
         reply = await self.call("Stats", message["Stats"], deadline=deadline)

@@ -9,8 +9,9 @@ from kvarn import _arrays
 from kvarn._messages import ENUMS, message
 from kvarn.codec import TileSpec
 from kvarn.errors import WireError, from_status
-from kvarn.types import (AttendOptions, AttendResult, LayerGroup, OpStats, Run, ServerInfo,
-                         ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns)
+from kvarn.types import (AttendOptions, AttendResult, LayerGroup, LayerMetric, OpStats, Run,
+                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape,
+                         StoredRuns)
 
 ENCODERS = {"default": "ENCODER_DEFAULT", "reference": "REFERENCE", "refined": "REFINED",
             "aware": "AWARE"}
@@ -70,6 +71,19 @@ def details(reply: Any) -> SessionDetails:
         reply.reserved_bytes, reply.pages_reference, reply.pages_refined,
         names.get(reply.encoder, "default"), reply.seal_lag, reply.pages_aware,
         reply.metric_version)
+
+
+def metric(reply: Any, payload: memoryview) -> list[LayerMetric]:
+    """The layers of a ReadMetricReply that have a metric."""
+    reader, shape, found, at = _arrays.Reader(payload), shape_of(reply.shape), [], 0
+    for layer, version in enumerate(reply.versions, reply.layer_first):
+        heads, (k_dim, _) = shape.layer(layer).kv_heads, shape.layer(layer).dims
+        counts = tuple(int(n) for n in reply.counts[at:at + heads])
+        at += heads
+        if any(counts):
+            sums = reader.take((heads, k_dim, k_dim), _arrays.DTYPES["f32"])
+            found.append(LayerMetric(layer, counts, sums, version))
+    return found
 
 
 def stats(reply: Any) -> ServerStats:

@@ -15,8 +15,8 @@ from kvarn._core import ClientCore, SessionCore
 from kvarn._link import AsyncLink, Link
 from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, NDArray, Options, ServerInfo, ServerStats, SessionDetails,
-                         SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
+                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
 
 
 async def _connect(address: Address, timeout: float) -> Link:
@@ -95,6 +95,17 @@ class AsyncClient:
                             deadline: float | None = None) -> list[AttendResult]:
         """As Client.append_attend: the decode step of many sessions in one call."""
         return await self._core.append_attend(items, layer, options, kv_rotated, deadline)
+
+    async def read_metric(self, shape: Shape, layer_first: int = 0,
+                          layer_count: int | None = None, *,
+                          deadline: float | None = None) -> list[LayerMetric]:
+        """As Client.read_metric: what the daemon knows of the shape's queries."""
+        return await self._core.read_metric(shape, layer_first, layer_count, deadline)
+
+    async def register_metric(self, shape: Shape, layers: Iterable[LayerMetric], *,
+                              deadline: float | None = None) -> int:
+        """As Client.register_metric: give the daemon the metrics of layers."""
+        return await self._core.register_metric(shape, layers, deadline)
 
     async def sessions(self, prefix: str = "", *,
                        deadline: float | None = None) -> list[SessionSummary]:

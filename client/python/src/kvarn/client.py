@@ -9,8 +9,8 @@ from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import BlockingLink, Link, drive
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, NDArray, Options, ServerInfo, ServerStats, SessionDetails,
-                         SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
+                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -173,6 +173,22 @@ class Client:
                       deadline: float | None = None) -> list[AttendResult]:
         """The decode step of many sessions in one call; each item has its own `error`."""
         return self._run(self._core.append_attend(items, layer, options, kv_rotated, deadline))
+
+    def read_metric(self, shape: Shape, layer_first: int = 0, layer_count: int | None = None, *,
+                    deadline: float | None = None) -> list[LayerMetric]:
+        """What the daemon knows of the shape's queries, of each layer that it knows something of.
+
+        layer_count: None is all from layer_first on; TooLarge where they do not fit a reply.
+        """
+        return self._run(self._core.read_metric(shape, layer_first, layer_count, deadline))
+
+    def register_metric(self, shape: Shape, layers: Iterable[LayerMetric], *,
+                        deadline: float | None = None) -> int:
+        """Give the daemon the metrics of layers, in place of what it has; returns their version.
+
+        Raises Domain for sums that are not finite, NoSpace at the daemon's bound for metrics.
+        """
+        return self._run(self._core.register_metric(shape, layers, deadline))
 
     def sessions(self, prefix: str = "", *,
                  deadline: float | None = None) -> list[SessionSummary]:

@@ -106,6 +106,19 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerMetric:
+    """What is known of the queries of a layer, for the encoder "aware" (PROTOCOL.md section 4).
+
+    counts: queries that each KV head's sum is of. sums: fp32 [H, Dk, Dk], for each KV head the sum
+    of q q^T over rotated queries; the upper triangle counts. version: of read_metric.
+    """
+    layer: int
+    counts: tuple[int, ...]
+    sums: Array
+    version: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class ServerInfo:
     """What the daemon said at Hello. server_id is new at each start of the daemon."""
     version: str
