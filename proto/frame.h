@@ -50,6 +50,9 @@
     X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)                            \
     X(17, FORK, "fork", Fork, ForkReply, fork, fork_reply)                                        \
     X(18, REORDER, "reorder", Reorder, ReorderReply, reorder, reorder_reply)                      \
+    X(20, TOUCH, "touch", Touch, TouchReply, touch, touch_reply)                                  \
+    X(21, PIN, "pin", Pin, PinReply, pin, pin_reply)                                              \
+    X(22, EVICT, "evict", Evict, EvictReply, evict, evict_reply)                                  \
     X(26, READ_METRIC, "read_metric", ReadMetric, ReadMetricReply, read_metric, read_metric_reply)
 
 enum kvarn_frame_type {

@@ -205,6 +205,7 @@ static uint32_t step(struct kvd_evictor *evictor, const struct kvd_session *spar
     if (session == NULL) {
         return 0;
     }
+    KVARN_ASSERT(!kvd_session_is_busy(session));
     uint32_t blocks = kvd_session_evict(session, STEP_BLOCKS, ret_freed_bytes);
     if (blocks == 0 || kvd_session_next_victim(session) == UINT32_MAX) {
         entry_leave(evictor, session, KVD_EVICT_EVICTED);

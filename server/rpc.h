@@ -40,6 +40,10 @@ void kvd_rpc_close_session(struct kvd_request *request);
 void kvd_rpc_drop_session(struct kvd_request *request);
 void kvd_rpc_truncate(struct kvd_request *request);
 
+void kvd_rpc_touch(struct kvd_request *request); /* rpc_lifetime.c */
+void kvd_rpc_pin(struct kvd_request *request);
+void kvd_rpc_evict(struct kvd_request *request);
+
 void kvd_rpc_fork(struct kvd_request *request);    /* rpc_fork.c */
 void kvd_rpc_reorder(struct kvd_request *request); /* rpc_reorder.c */
 

@@ -160,3 +160,16 @@ int kvd_rpc_check_distinct(
     }
     return 0;
 }
+
+int kvd_rpc_check_lifetime(uint64_t ms, uint32_t priority, struct kvd_failure *why)
+{
+    if (ms > KVARN_LIFETIME_MS_MAX) {
+        return kvd_fail(why, KVARN_EINVALID, "a time must be at most %" PRIu64 " ms, got %" PRIu64,
+            KVARN_LIFETIME_MS_MAX, ms);
+    }
+    if (priority > KVD_EVICT_PRIORITY_MAX) {
+        return kvd_fail(why, KVARN_EINVALID, "priority must be 0 to %d, got %" PRIu32,
+            KVD_EVICT_PRIORITY_MAX, priority);
+    }
+    return 0;
+}

@@ -32,6 +32,10 @@ int kvd_rpc_check_name(const char *name, struct kvd_failure *why) KVARN_MUST_CHE
 int kvd_rpc_check_text(
     const char *text, const char *what, struct kvd_failure *why) KVARN_MUST_CHECK;
 
+/* A TTL or a pin's time, and a priority. */
+int kvd_rpc_check_lifetime(
+    uint64_t ms, uint32_t priority, struct kvd_failure *why) KVARN_MUST_CHECK;
+
 /*
  * The session that a call names by exactly one of handle (if `has_handle`) and name (if not NULL).
  * NULL: `why` says INVALID or NOT_FOUND.

@@ -42,8 +42,12 @@ static int open_check(const Kvarnd__OpenSession *message, struct kvd_failure *wh
     if ((unsigned)message->encoder > KVARND__ENCODER__AWARE) {
         return kvd_fail(why, KVARN_EINVALID, "unknown encoder %d", (int)message->encoder);
     }
-    if (message->name != NULL) {
-        return kvd_rpc_check_name(message->name, why);
+    int err = kvd_rpc_check_lifetime(message->ttl_ms, message->priority, why);
+    if (err == 0 && message->name != NULL) {
+        err = kvd_rpc_check_name(message->name, why);
+    }
+    if (err != 0 || message->name != NULL) {
+        return err;
     }
     if (message->mode == KVARND__OPEN_MODE__EXISTING) {
         return kvd_fail(why, KVARN_EINVALID, "an existing session is found by its name: give one");
@@ -135,6 +139,8 @@ static void open_new(struct kvd_request *request)
             kvd_session_table_insert(&request->service->sessions, session);
         }
         if (err == 0) {
+            kvd_lifetime_set_ttl(session, open_message(request)->ttl_ms);
+            kvd_lifetime_set_priority(session, open_message(request)->priority);
             open_reply(request, session, handle, true);
         }
         kvd_session_unref(session);

@@ -45,6 +45,12 @@ static void summary_fill(Kvarnd__SessionSummary *ret, const struct kvd_session *
     ret->handles = session->handle_count;
     ret->has_idle_ms = 1;
     ret->idle_ms = (now_ns - session->touched_ns) / NS_PER_MS;
+    ret->has_ttl_left_ms = ret->has_priority = ret->has_pin_left_ms = ret->has_missing_tokens = 1;
+    ret->ttl_left_ms = kvd_lifetime_ttl_left_ms(session);
+    ret->priority = kvd_lifetime_priority(session);
+    ret->pin_left_ms = kvd_lifetime_pin_left_ms(session);
+    ret->missing_tokens =
+        (uint64_t)(session->missing_last - session->missing_first) * session->shape->group;
 }
 
 /* Bytes of a summary within its reply: tag, length of up to 3 bytes, and itself. */
@@ -160,6 +166,16 @@ static void options_to_wire(const struct kvd_session *session, Kvarnd__InspectSe
     reply->seal_lag = session->options.seal_lag;
 }
 
+static void lifetime_to_wire(const struct kvd_session *session, Kvarnd__InspectSessionReply *reply)
+{
+    reply->has_ttl_ms = reply->has_pinned_bytes = 1;
+    reply->ttl_ms = session->lifetime.ttl_ns / NS_PER_MS;
+    reply->pinned_bytes = session->lifetime.pinned_bytes;
+    reply->has_missing_first = reply->has_missing_last = 1;
+    reply->missing_first = (uint64_t)session->missing_first * session->shape->group;
+    reply->missing_last = (uint64_t)session->missing_last * session->shape->group;
+}
+
 static void inspect_reply(struct kvd_request *request, const struct kvd_session *session)
 {
     const struct kvd_shape *shape = session->shape;
@@ -191,6 +207,7 @@ static void inspect_reply(struct kvd_request *request, const struct kvd_session 
     reply.layer_lengths = lengths;
     reply.layer_sealed = sealed;
     usage_to_wire(&usage, &reply);
+    lifetime_to_wire(session, &reply);
     options_to_wire(session, &reply);
     kvd_request_reply(request, &reply.base, NULL, 0);
 }

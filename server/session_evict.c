@@ -59,8 +59,6 @@ uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t
 {
     uint32_t evicted = 0;
 
-    KVARN_ASSERT(!kvd_session_is_busy(session));
-    *ret_freed_bytes = 0;
     for (uint32_t b; evicted < count && (b = kvd_session_next_victim(session)) != UINT32_MAX;) {
         if (kvd_session_strip_block(
                 session, b, KVARND__MISS_REASON__MISS_EVICTED, ret_freed_bytes) != 0) {

@@ -31,9 +31,9 @@ bool kvd_session_is_busy(const struct kvd_session *session);
 uint32_t kvd_session_next_victim(const struct kvd_session *session);
 
 /*
- * Let go of up to `count` blocks in that order, of a session that is not busy; stops early when
- * there is no memory to part from a shared block. Pages that others hold too stay with them.
- * Returns how many went; *ret_freed_bytes: of pages that nobody else held.
+ * Let go of up to `count` blocks in that order, of a session in which nobody else is at work; stops
+ * early when there is no memory to part from a shared block. Pages that others hold too stay with
+ * them. Returns how many went; *ret_freed_bytes grows by the bytes of pages that nobody else held.
  */
 uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t *ret_freed_bytes);
 

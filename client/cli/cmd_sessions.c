@@ -50,6 +50,10 @@ static void summary_fields(struct json *json, const struct kvarn_session_summary
     json_u64(json, "bytes", s->bytes);
     json_u64(json, "handles", s->handles);
     json_u64(json, "idle_ms", s->idle_ms);
+    json_u64(json, "ttl_left_ms", s->ttl_left_ms);
+    json_u64(json, "priority", s->priority);
+    json_u64(json, "pin_left_ms", s->pin_left_ms);
+    json_u64(json, "missing_tokens", s->missing_tokens);
 }
 
 static void summary_print(struct ctl *ctl, const struct kvarn_session_summary *s)
@@ -157,6 +161,10 @@ static void inspect_json(struct json *json, const struct kvarn_inspect_session_r
     json_u64(json, "metric_version", r->metric_version);
     json_text(json, "encoder", ctl_encoder_name(r->encoder));
     json_u64(json, "seal_lag", r->seal_lag);
+    json_u64(json, "ttl_ms", r->ttl_ms);
+    json_u64(json, "pinned_bytes", r->pinned_bytes);
+    json_u64(json, "missing_first", r->missing_first);
+    json_u64(json, "missing_last", r->missing_last);
     json_object_close(json);
 }
 
@@ -198,6 +206,13 @@ static void inspect_print(const struct kvarn_inspect_session_result *r)
     printf("sealed by    reference %" PRIu64 ", refined %" PRIu64 ", aware %" PRIu64
            " pages; query metric version %" PRIu32 "\n",
         r->pages_reference, r->pages_refined, r->pages_aware, r->metric_version);
+    printf("lifetime     TTL %" PRIu64 " of %" PRIu64 " ms left, priority %" PRIu32 ", %" PRIu64
+           " bytes pinned for %" PRIu64 " ms\n",
+        r->summary.ttl_left_ms, r->ttl_ms, r->summary.priority, r->pinned_bytes,
+        r->summary.pin_left_ms);
+    if (r->summary.missing_tokens > 0)
+        printf("evicted      tokens %" PRIu64 " to %" PRIu64 "\n", r->missing_first,
+            r->missing_last - 1);
     printf("%-12s %8s %12s\n", "layer", "length", "sealed");
     for (size_t i = 0; i < r->layer_count; i++)
         printf("%-12zu %8" PRIu64 " %12" PRIu64 "\n", i, r->layer_lengths[i], r->layer_sealed[i]);

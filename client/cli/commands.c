@@ -73,6 +73,21 @@ static const struct option_row fork_rows[] = {
         false},
 };
 
+static const struct option_row touch_rows[] = {
+    {"ttl-ms", OPTION_UINT, "MS", NULL, "drop it when not used for so long; 0: never", 0, false},
+    {"priority", OPTION_UINT, "N", NULL, "worth to eviction, 0 to 100; halves every 10 minutes", 0,
+        false},
+};
+
+static const struct option_row pin_rows[] = {
+    {"for-ms", OPTION_UINT, "MS", "60000", "how long the pin holds", 0, false},
+};
+
+static const struct option_row evict_rows[] = {
+    {"blocks", OPTION_UINT, "N", NULL, "at most so many, the last ones first; default: all", 0,
+        false},
+};
+
 static const struct option_row top_rows[] = {
     {"once", OPTION_FLAG, NULL, NULL, "print one screen and end", 0, false},
     {"interval-ms", OPTION_UINT, "MS", "1000", "time between screens", 0, false},
@@ -153,6 +168,13 @@ const struct ctl_command ctl_commands[] = {
         COUNT(truncate_rows), 1, false, cmd_truncate},
     {"fork", "SESSION COPY", "Make a session that shares what another one holds", fork_rows,
         COUNT(fork_rows), 2, false, cmd_fork},
+    {"touch", "SESSION", "Count as a use; set TTL and priority", touch_rows, COUNT(touch_rows), 1,
+        false, cmd_touch},
+    {"pin", "SESSION", "Keep what a session holds from eviction", pin_rows, COUNT(pin_rows), 1,
+        false, cmd_pin},
+    {"unpin", "SESSION", "End a pin", NULL, 0, 1, false, cmd_unpin},
+    {"evict", "SESSION", "Take blocks of a session out of memory", evict_rows, COUNT(evict_rows), 1,
+        false, cmd_evict},
     {"drop", "SESSION", "Drop a session", NULL, 0, 1, false, cmd_drop},
     {"top", NULL, "Show what the server does, each second; q ends it", top_rows, COUNT(top_rows), 0,
         false, cmd_top},

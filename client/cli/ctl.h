@@ -75,8 +75,10 @@ int cmd_append(struct ctl *ctl);
 int cmd_attend(struct ctl *ctl);
 int cmd_drop(struct ctl *ctl);
 int cmd_evaluate(struct ctl *ctl);
+int cmd_evict(struct ctl *ctl);
 int cmd_fork(struct ctl *ctl);
 int cmd_inspect(struct ctl *ctl);
+int cmd_pin(struct ctl *ctl);
 int cmd_ping(struct ctl *ctl);
 int cmd_read(struct ctl *ctl);
 int cmd_sessions(struct ctl *ctl);
@@ -88,6 +90,8 @@ int cmd_tile_decode(struct ctl *ctl);
 int cmd_tile_encode(struct ctl *ctl);
 int cmd_tile_inspect(struct ctl *ctl);
 int cmd_top(struct ctl *ctl);
+int cmd_touch(struct ctl *ctl);
 int cmd_truncate(struct ctl *ctl);
+int cmd_unpin(struct ctl *ctl);
 
 #endif

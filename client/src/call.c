@@ -292,6 +292,10 @@ int kvarn_call_open_session(
     m.seal_lag = args->seal_lag;
     m.has_takeover = args->takeover;
     m.takeover = args->takeover;
+    m.has_ttl_ms = args->ttl_ms != 0;
+    m.ttl_ms = args->ttl_ms;
+    m.has_priority = args->priority != 0;
+    m.priority = args->priority;
     SET_DEADLINE(m, deadline_ms);
     return call_plain(KVARN_FRAME_OPEN_SESSION, &m.base, deadline_ms, ret_call);
 }
@@ -671,6 +675,58 @@ int kvarn_call_drop_session(
     m.name = text_of(args->name);
     SET_DEADLINE(m, deadline_ms);
     return call_plain(KVARN_FRAME_DROP_SESSION, &m.base, deadline_ms, ret_call);
+}
+
+int kvarn_call_touch(
+    const struct kvarn_touch_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__Touch m = KVARND__TOUCH__INIT;
+
+    if ((args->session == NULL) == (args->name == NULL))
+        return KVARN_EINVALID;
+    m.has_handle = args->session != NULL;
+    m.handle = m.has_handle ? args->session->handle : 0;
+    m.name = text_of(args->name);
+    m.has_ttl_ms = args->ttl_ms != KVARN_TOUCH_KEEP;
+    m.ttl_ms = m.has_ttl_ms ? args->ttl_ms : 0;
+    m.has_priority = args->priority != KVARN_TOUCH_KEEP;
+    m.priority = args->priority > UINT32_MAX ? UINT32_MAX : (uint32_t)args->priority;
+    SET_DEADLINE(m, deadline_ms);
+    return call_plain(KVARN_FRAME_TOUCH, &m.base, deadline_ms, ret_call);
+}
+
+int kvarn_call_pin(
+    const struct kvarn_pin_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__Pin m = KVARND__PIN__INIT;
+
+    if ((args->session == NULL) == (args->name == NULL))
+        return KVARN_EINVALID;
+    m.has_handle = args->session != NULL;
+    m.handle = m.has_handle ? args->session->handle : 0;
+    m.name = text_of(args->name);
+    m.has_pin_ms = args->pin_ms != 0;
+    m.pin_ms = m.has_pin_ms ? args->pin_ms : m.pin_ms;
+    m.has_unpin = args->unpin;
+    m.unpin = args->unpin;
+    SET_DEADLINE(m, deadline_ms);
+    return call_plain(KVARN_FRAME_PIN, &m.base, deadline_ms, ret_call);
+}
+
+int kvarn_call_evict(
+    const struct kvarn_evict_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__Evict m = KVARND__EVICT__INIT;
+
+    if ((args->session == NULL) == (args->name == NULL))
+        return KVARN_EINVALID;
+    m.has_handle = args->session != NULL;
+    m.handle = m.has_handle ? args->session->handle : 0;
+    m.name = text_of(args->name);
+    m.has_blocks = args->blocks != 0;
+    m.blocks = args->blocks;
+    SET_DEADLINE(m, deadline_ms);
+    return call_plain(KVARN_FRAME_EVICT, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_list_sessions(

@@ -533,6 +533,60 @@ int kvarn_client_drop_name(struct kvarn_client *client, const char *name)
     return kvarn__client_perform(client, &exchange);
 }
 
+int kvarn_client_touch(struct kvarn_client *client, const struct kvarn_touch_args *args,
+    struct kvarn_touch_result *ret)
+{
+    struct kvarn_touch_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_TOUCH,
+        .args = args,
+        .result = &result,
+        .session = args->session,
+        .is_repeatable = true,
+    };
+    int err = kvarn__client_perform(client, &exchange);
+
+    if (err == 0 && ret != NULL)
+        *ret = result;
+    return err;
+}
+
+int kvarn_client_pin(
+    struct kvarn_client *client, const struct kvarn_pin_args *args, struct kvarn_pin_result *ret)
+{
+    struct kvarn_pin_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_PIN,
+        .args = args,
+        .result = &result,
+        .session = args->session,
+        .is_repeatable = true,
+    };
+    int err = kvarn__client_perform(client, &exchange);
+
+    if (err == 0 && ret != NULL)
+        *ret = result;
+    return err;
+}
+
+int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_args *args,
+    struct kvarn_evict_result *ret)
+{
+    struct kvarn_evict_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_EVICT,
+        .args = args,
+        .result = &result,
+        .session = args->session,
+        .is_repeatable = true,
+    };
+    int err = kvarn__client_perform(client, &exchange);
+
+    if (err == 0 && ret != NULL)
+        *ret = result;
+    return err;
+}
+
 int kvarn_client_list_sessions(struct kvarn_client *client,
     const struct kvarn_list_sessions_args *args, struct kvarn_list_sessions_result *ret)
 {

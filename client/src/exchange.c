@@ -36,6 +36,12 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_close_session(args, deadline_ms, ret_call);
     case KVARN_FRAME_DROP_SESSION:
         return kvarn_call_drop_session(args, deadline_ms, ret_call);
+    case KVARN_FRAME_TOUCH:
+        return kvarn_call_touch(args, deadline_ms, ret_call);
+    case KVARN_FRAME_PIN:
+        return kvarn_call_pin(args, deadline_ms, ret_call);
+    case KVARN_FRAME_EVICT:
+        return kvarn_call_evict(args, deadline_ms, ret_call);
     case KVARN_FRAME_LIST_SESSIONS:
         return kvarn_call_list_sessions(args, deadline_ms, ret_call);
     case KVARN_FRAME_INSPECT_SESSION:
@@ -94,6 +100,12 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
     case KVARN_FRAME_CLOSE_SESSION:
     case KVARN_FRAME_DROP_SESSION:
         return bare_parse(reply, type);
+    case KVARN_FRAME_TOUCH:
+        return kvarn_reply_touch(reply, result);
+    case KVARN_FRAME_PIN:
+        return kvarn_reply_pin(reply, result);
+    case KVARN_FRAME_EVICT:
+        return kvarn_reply_evict(reply, result);
     case KVARN_FRAME_LIST_SESSIONS:
         return kvarn_reply_list_sessions(reply, result);
     case KVARN_FRAME_INSPECT_SESSION:

@@ -291,6 +291,31 @@ int kvarn_reply_reorder(struct kvarn_reply *reply, struct kvarn_reorder_result *
     return 0;
 }
 
+int kvarn_reply_touch(struct kvarn_reply *reply, struct kvarn_touch_result *ret)
+{
+    OPEN(m, TouchReply, reply, KVARN_FRAME_TOUCH);
+    *ret = (struct kvarn_touch_result){.ttl_left_ms = m->ttl_left_ms, .priority = m->priority};
+    return 0;
+}
+
+int kvarn_reply_pin(struct kvarn_reply *reply, struct kvarn_pin_result *ret)
+{
+    OPEN(m, PinReply, reply, KVARN_FRAME_PIN);
+    *ret = (struct kvarn_pin_result){
+        .pinned_bytes = m->pinned_bytes, .budget_left_bytes = m->budget_left_bytes};
+    return 0;
+}
+
+int kvarn_reply_evict(struct kvarn_reply *reply, struct kvarn_evict_result *ret)
+{
+    OPEN(m, EvictReply, reply, KVARN_FRAME_EVICT);
+    *ret = (struct kvarn_evict_result){.blocks = m->blocks,
+        .freed_bytes = m->freed_bytes,
+        .missing_first = m->missing_first,
+        .missing_last = m->missing_last};
+    return 0;
+}
+
 static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__SessionSummary *from)
 {
     *to = (struct kvarn_session_summary){
@@ -301,6 +326,10 @@ static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__Sessio
         .bytes = from->bytes,
         .handles = from->handles,
         .idle_ms = from->idle_ms,
+        .ttl_left_ms = from->ttl_left_ms,
+        .priority = from->priority,
+        .pin_left_ms = from->pin_left_ms,
+        .missing_tokens = from->missing_tokens,
     };
 }
 
@@ -441,6 +470,10 @@ int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_
     result.metric_version = m->metric_version;
     result.encoder = (enum kvarn_encoder)m->encoder;
     result.seal_lag = m->seal_lag;
+    result.ttl_ms = m->ttl_ms;
+    result.pinned_bytes = m->pinned_bytes;
+    result.missing_first = m->missing_first;
+    result.missing_last = m->missing_last;
     *ret = result;
     return 0;
 }

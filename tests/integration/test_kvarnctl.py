@@ -40,9 +40,9 @@ def test_usage_is_2_and_goes_to_stderr():
         done = ctl(*args, code=2)
         assert done.stdout == "" and done.stderr != ""
     assert "Usage" in ctl("--help").stdout
-    for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend", "truncate",
-                    "fork", "drop", "top", "size", "shape export", "shape import", "tile encode",
-                    "tile decode", "tile inspect"):
+    for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend",
+                    "truncate", "fork", "touch", "pin", "unpin", "evict", "drop", "top", "size",
+                    "shape export", "shape import", "tile encode", "tile decode", "tile inspect"):
         assert command in ctl(*command.split(), "--help").stdout
 
 
@@ -146,6 +146,19 @@ def test_session_from_append_to_drop(server, tmp_path):
     assert not run("fork", "s", "s2", "--or-open")["created"]
     assert run("fork", "s", "s3", "--length", 291, code=1)["error"]["name"] == "MISS"
     assert run("inspect", "s2")["layer_lengths"] == [200, 200]
+    touched = run("touch", "s2", "--ttl-ms", 3600000, "--priority", 40)
+    assert 0 < touched["ttl_left_ms"] <= 3600000 and touched["priority"] == 40
+    assert run("touch", "s2", "--priority", 101, code=1)["error"]["name"] == "INVALID"
+    pinned = run("pin", "s2", "--for-ms", 600000)
+    assert pinned["pinned_bytes"] > 0
+    assert run("evict", "s2")["blocks"] == 0
+    assert 0 < run("inspect", "s2")["pin_left_ms"] <= 600000
+    assert run("unpin", "s2")["pinned_bytes"] == 0
+    evicted = run("evict", "s2", "--blocks", 1)
+    assert evicted["blocks"] == 1 and evicted["missing_last"] > evicted["missing_first"]
+    got = run("inspect", "s2")
+    assert got["missing_tokens"] == evicted["missing_last"] - evicted["missing_first"]
+    assert got["missing_first"] == evicted["missing_first"] and got["ttl_ms"] == 3600000
     assert run("drop", "s2")["dropped"]
     assert run("drop", "s")["dropped"]
     assert run("inspect", "s", code=1)["error"]["name"] == "NOT_FOUND"

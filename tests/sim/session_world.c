@@ -289,7 +289,7 @@ static void step_short(struct world *world, struct world_op *op, struct world_se
 static void evict_some(struct world *world)
 {
     struct world_session *ws = &world->sessions[kvt_rng_below(&world->script, WORLD_SESSIONS)];
-    uint64_t freed;
+    uint64_t freed = 0;
 
     world_settle(world);
     world->evicted += kvd_session_evict(ws->session, 1 + kvt_rng_below(&world->script, 12), &freed);

@@ -193,6 +193,8 @@ struct kvarn_open_session_args {
     enum kvarn_encoder encoder; /* encoder and seal_lag count at creation only */
     uint32_t seal_lag;          /* newest tokens kept in fp16, 0..group */
     bool takeover;              /* new epoch: other holders become stale */
+    uint64_t ttl_ms;            /* at creation: dropped when not used for so long; 0: never */
+    uint32_t priority;          /* at creation: 0 to 100, worth more to eviction */
 };
 struct kvarn_open_session_result {
     uint64_t handle;
@@ -400,6 +402,43 @@ struct kvarn_drop_session_args {
     const char *name;                    /* borrowed */
 };
 
+/* As it was: kvarn_touch_args. */
+#define KVARN_TOUCH_KEEP UINT64_MAX
+
+/* By session or by name: exactly one is not NULL. Here and in the two below. */
+struct kvarn_touch_args {
+    const struct kvarn_session *session; /* borrowed */
+    const char *name;                    /* borrowed */
+    uint64_t ttl_ms;                     /* 0: none; or KVARN_TOUCH_KEEP */
+    uint64_t priority;                   /* 0 to 100; or KVARN_TOUCH_KEEP */
+};
+struct kvarn_touch_result {
+    uint64_t ttl_left_ms; /* 0: no TTL */
+    uint32_t priority;    /* what is left of it */
+};
+
+struct kvarn_pin_args {
+    const struct kvarn_session *session; /* borrowed */
+    const char *name;                    /* borrowed */
+    uint64_t pin_ms;                     /* 0: the daemon's default */
+    bool unpin;                          /* end a pin instead */
+};
+struct kvarn_pin_result {
+    uint64_t pinned_bytes;      /* of this session */
+    uint64_t budget_left_bytes; /* what other pins of the tenant may still keep */
+};
+
+struct kvarn_evict_args {
+    const struct kvarn_session *session; /* borrowed */
+    const char *name;                    /* borrowed */
+    uint32_t blocks;                     /* at most so many, the last first; 0: all */
+};
+struct kvarn_evict_result {
+    uint32_t blocks; /* that went */
+    uint64_t freed_bytes;
+    uint64_t missing_first, missing_last; /* tokens that are missing now */
+};
+
 struct kvarn_list_sessions_args {
     const char *prefix; /* NULL: all */
     const char *after;  /* names greater than this: the last name of the page before; NULL: first */
@@ -413,6 +452,10 @@ struct kvarn_session_summary {
     uint64_t bytes;
     uint32_t handles;
     uint64_t idle_ms;
+    uint64_t ttl_left_ms; /* 0: no TTL */
+    uint32_t priority;    /* what is left of it */
+    uint64_t pin_left_ms; /* 0: not pinned */
+    uint64_t missing_tokens;
 };
 struct kvarn_list_sessions_result {
     const struct kvarn_session_summary *sessions; /* ascending by name */
@@ -440,6 +483,9 @@ struct kvarn_inspect_session_result {
     enum kvarn_encoder encoder;
     uint32_t seal_lag;
     uint32_t metric_version; /* newest query metric of the shape; 0: none yet */
+    uint64_t ttl_ms;         /* 0: none */
+    uint64_t pinned_bytes;
+    uint64_t missing_first, missing_last; /* tokens that were evicted */
 };
 
 struct kvarn_op_stats {
@@ -510,6 +556,12 @@ KVARN_API int kvarn_call_close_session(const struct kvarn_close_session_args *ar
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_drop_session(const struct kvarn_drop_session_args *args,
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_touch(const struct kvarn_touch_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_pin(const struct kvarn_pin_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_evict(const struct kvarn_evict_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_list_sessions(const struct kvarn_list_sessions_args *args,
     uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_inspect_session(const struct kvarn_inspect_session_args *args,
@@ -556,6 +608,12 @@ KVARN_API int kvarn_reply_fork(
     struct kvarn_reply *reply, struct kvarn_fork_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_reorder(
     struct kvarn_reply *reply, struct kvarn_reorder_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_touch(
+    struct kvarn_reply *reply, struct kvarn_touch_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_pin(
+    struct kvarn_reply *reply, struct kvarn_pin_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_evict(
+    struct kvarn_reply *reply, struct kvarn_evict_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_list_sessions(
     struct kvarn_reply *reply, struct kvarn_list_sessions_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_inspect_session(
@@ -687,6 +745,12 @@ KVARN_API int kvarn_client_drop_session(
     struct kvarn_client *client, struct kvarn_session *session) KVARN_MUST_CHECK;
 KVARN_API int kvarn_client_drop_name(
     struct kvarn_client *client, const char *name) KVARN_MUST_CHECK;
+KVARN_API int kvarn_client_touch(struct kvarn_client *client, const struct kvarn_touch_args *args,
+    struct kvarn_touch_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_client_pin(struct kvarn_client *client, const struct kvarn_pin_args *args,
+    struct kvarn_pin_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_args *args,
+    struct kvarn_evict_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_client_list_sessions(struct kvarn_client *client,
     const struct kvarn_list_sessions_args *args,
     struct kvarn_list_sessions_result *ret) KVARN_MUST_CHECK;

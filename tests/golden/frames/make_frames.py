@@ -19,7 +19,8 @@ TYPES = {
     "error": 0, "hello": 1, "ping": 2, "register_shape": 3, "open_session": 4, "append": 5,
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
-    "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "read_metric": 26,
+    "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "touch": 20,
+    "pin": 21, "evict": 22, "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -185,7 +186,8 @@ METRIC = b"".join(struct.pack("<f", 0 if j < i else 40 if i == j else 0.5 * i - 
 SUMMARY = (
     text(1, "name", "chat/ä"), text(2, "model", "tiny-moe"), number(3, "length", 300),
     number(4, "epoch", 7), number(5, "bytes", 1 << 21), number(6, "handles", 2),
-    number(7, "idle_ms", 1500))
+    number(7, "idle_ms", 1500), number(10, "ttl_left_ms", 60000), number(11, "priority", 3),
+    number(12, "pin_left_ms", 0), number(13, "missing_tokens", 128))
 PARAMS = message(1, "params", number(1, "layer", 2), number(2, "q_heads", 1))
 
 
@@ -256,6 +258,21 @@ def good_session():
                           packed(3, "lengths", [300, 300, 301]))], b""
     yield "close_session", "close_session", 0, 8, [number(1, "handle", 1)], b""
     yield "close_session_reply", "close_session", REPLY, 8, [status()], b""
+    yield "open_session_mortal", "open_session", 0, 40, [
+        text(1, "name", "chat/c"), number(2, "shape_id", 1), number(7, "ttl_ms", 3600000),
+        number(8, "priority", 50)], b""
+    yield "touch", "touch", 0, 41, [
+        text(2, "name", "chat/c"), number(3, "ttl_ms", 0), number(4, "priority", 100)], b""
+    yield "touch_reply", "touch", REPLY, 41, [
+        status(), number(2, "ttl_left_ms", 0), number(3, "priority", 100)], b""
+    yield "pin", "pin", 0, 42, [number(1, "handle", 1), number(3, "pin_ms", 5000)], b""
+    yield "pin_reply", "pin", REPLY, 42, [
+        status(), number(2, "pinned_bytes", 60000), number(3, "budget_left_bytes", 268375456)], b""
+    yield "unpin", "pin", 0, 43, [number(1, "handle", 1), flag(4, "unpin", True)], b""
+    yield "evict", "evict", 0, 44, [text(2, "name", "chat/c"), number(3, "blocks", 2)], b""
+    yield "evict_reply", "evict", REPLY, 44, [
+        status(), number(2, "blocks", 2), number(3, "freed_bytes", 40000),
+        number(4, "missing_first", 128), number(5, "missing_last", 256)], b""
     yield "drop_session_by_name", "drop_session", 0, 9, [text(2, "name", "chat/ä")], b""
     yield "drop_session_reply_not_found", "drop_session", REPLY, 9, [
         status(5, text(2, "text", 'no session "chat/ä"'))], b""
@@ -272,7 +289,9 @@ def good_session():
         number(11, "tail_pages", 4), number(12, "tail_bytes", 2), number(13, "reserved_bytes", 3),
         number(14, "pages_reference", 0), number(15, "pages_refined", 4),
         enum(16, "encoder", 3, "AWARE"), number(17, "seal_lag", 16),
-        number(18, "pages_aware", 2), number(19, "metric_version", 5)], b""
+        number(18, "pages_aware", 2), number(19, "metric_version", 5),
+        number(25, "ttl_ms", 3600000), number(26, "pinned_bytes", 0),
+        number(27, "missing_first", 128), number(28, "missing_last", 256)], b""
 
 
 def good_tokens():

@@ -193,6 +193,9 @@ static void types_keep_their_numbers_and_labels(void **state)
     assert_int_equal(KVARN_FRAME_CANCEL, 16);
     assert_int_equal(KVARN_FRAME_FORK, 17);
     assert_int_equal(KVARN_FRAME_REORDER, 18);
+    assert_int_equal(KVARN_FRAME_TOUCH, 20);
+    assert_int_equal(KVARN_FRAME_PIN, 21);
+    assert_int_equal(KVARN_FRAME_EVICT, 22);
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_APPEND_ATTEND), "append_attend");
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_TYPE_ERROR), "error");
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_TYPE_COUNT), "unknown");

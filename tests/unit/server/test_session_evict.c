@@ -82,7 +82,7 @@ static void test_a_cut_makes_it_whole_again(void **state)
 {
     (void)state;
     struct kvt_rig rig;
-    uint64_t freed;
+    uint64_t freed = 0;
     kvt_rig_init(&rig, &(struct kvt_rig_options){.shape = &kvt_shape_large});
     struct kvd_session *session = kvt_session_open(&rig, "s", 0);
     assert_int_equal(append(&rig, session, 128 * 4 + 10), 0);
@@ -107,7 +107,7 @@ static void test_pinned_blocks_stay(void **state)
     (void)state;
     struct kvt_rig rig;
     struct kvd_failure why = {0};
-    uint64_t freed;
+    uint64_t freed = 0;
     kvt_rig_init(&rig, &(struct kvt_rig_options){0});
     struct kvd_session *session = kvt_session_open(&rig, "s", 0);
     assert_int_equal(append(&rig, session, 64 * 4), 0);
