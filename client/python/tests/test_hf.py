@@ -273,6 +273,33 @@ def test_rows_of_several_tokens(client, tiny, dtype):
         assert error < (0.003 if dtype != torch.bfloat16 else 0.02)
 
 
+SIZES = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("config", [
+    transformers.Qwen2Config(**SIZES), transformers.Qwen3Config(**SIZES),
+    transformers.GemmaConfig(**SIZES), transformers.Phi3Config(**SIZES),
+    transformers.MixtralConfig(**SIZES, num_local_experts=2, sliding_window=None),
+    transformers.Olmo2Config(**SIZES), transformers.GraniteConfig(**SIZES),
+    transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=2, bos_token_id=1,
+                            eos_token_id=2)], ids=lambda c: c.model_type)
+def test_other_models(client, config):
+    """Random weights, a padded batch in two parts, against eager attention without a cache."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids, mask = torch.randint(3, 100, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :3] = 0
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation("kvarn")
+    with KvarnCache(model, client, model_name=config.model_type) as cache:
+        logits = torch.cat([step(model, ids[:, :7].tolist(), cache, attention_mask=mask[:, :7]),
+                            step(model, ids[:, 7:].tolist(), cache, attention_mask=mask)], dim=1)
+    assert (logits - expected)[mask.bool()].abs().max() < 0.002
+
+
 def test_softcap(client, tiny):
     q, k, v = random_rows(1, 6)
     with KvarnCache(tiny, client) as cache:
@@ -360,6 +387,22 @@ def test_copies_go_on_by_themselves(client, tiny):
             assert (logits[:, -1] - reference(tiny, [prompt[0] + end[0]])[:, -1]).abs().max() < 0.01
             one.close()
         assert cache.get_seq_length() == 4 and set(cache.sessions[0].lengths) == {4}
+
+
+def test_arrays_of_torch(client):
+    """Tensors go in, of any type; what comes out is torch's by DLPack without a copy."""
+    torch.manual_seed(0)
+    shape = kvarn.Shape.uniform("hf-arrays", 1, 2, 32)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        k, v, q = torch.randn(3, 2, 10, 32).to(dtype)
+        with client.open(shape=shape) as session:
+            result = session.append_attend(k, v, q.transpose(1, 2).contiguous().transpose(1, 2))
+            out = torch.from_dlpack(result.out)
+            assert out.data_ptr() == result.out.ctypes.data and out.shape == (2, 10, 32)
+            expected = attend(q.float(), k.float(), v.float(), 0)[0]
+            assert np.abs(out.numpy() - expected).max() < 0.005
+            back = torch.from_dlpack(session.read()[0])
+            assert (back.float() - k.float()).abs().max() < 0.01
 
 
 def test_reset_takes_another_batch(client, tiny):

@@ -112,6 +112,7 @@ class KvarnCache(Cache):  # type: ignore[misc]
     accuracy: kvarn.AttendOptions's. model_name: under which kvarnd knows the shape; None is what
     the configuration says.
 
+    The sessions stay until close(), or the end of a `with`; copies and forks have their own.
     Rows may be padded on the left. Weights keep their type: K and V are sent as they are (float32,
     float16 or bfloat16), and stored in 16 bits and fewer. Raises ValueError for a model or a batch
     that does not fit, RuntimeError where the model's attention does not fit the cache,
