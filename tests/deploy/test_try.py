@@ -55,6 +55,41 @@ def test_options_reach_the_command(script):
     assert got["mean"]["k_quantised"] < 0.005 and got["mean"]["v_quantised"] < 0.02
 
 
+def test_model_answers_twice(script, build):
+    """The worker that tests/run.sh --python made: both texts, and figures of both sides."""
+    if not (build / "python-venv" / "bin" / "python").exists():
+        pytest.skip("no worker in this build: tests/run.sh --python")
+    done = script("--model", "--", "--document-tokens", "400", "--max-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert re.search(r"^prompt of 4\d\d tokens: LICENSE, its first 400 tokens", out)
+    assert out.index("local: fp16 cache in the worker\n  | ") < out.index(
+        "attend: cache and attention in kvarnd, k2v2, sink 128, seal lag 32\n  | ")
+    rows = dict(re.findall(r"^(\w[\w ,/]+?)  +(\S.*\S)$", out, re.MULTILINE))
+    assert re.fullmatch(r"[\d.]+ MiB +0", rows["cache in the worker"])
+    assert re.fullmatch(r"0 +[\d.]+ MiB", rows["cache in kvarnd"])
+    assert all(float(rate) > 0 for rate in rows["decode, tokens/s"].split())
+    first, told = map(int, re.search(r"the first (\d) of [1-8] tokens are the same; along local's "
+                                     r"text attend chooses (\d) of [1-8] alike", out).groups())
+    assert first <= told <= 8 and told >= 4
+
+
+def test_model_runs_the_worker_of_the_build_folder(script, tmp_path):
+    daemon(tmp_path, "exit 0")
+    program(tmp_path / "python-venv" / "bin" / "python", 'echo "$KVARN_SERVER" "$@"\n')
+    done = script("--model", "--", "--preset", "k4v4", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    server, *arguments = done.stdout.split()
+    assert server.startswith("unix:/") and arguments[:3] == ["-m", "kvarn.worker", "compare"]
+    assert arguments[-2:] == ["--preset", "k4v4"]
+
+
+def test_model_without_its_environment(script, tmp_path):
+    daemon(tmp_path, "exit 0")
+    done = script("--model", folder=tmp_path)
+    assert done.returncode == 1 and "python-venv/bin/python; run without --no-build" in done.stderr
+
+
 def test_keep_leaves_a_daemon_and_tells_how_to_use_it(script, tmp_path):
     done = script("--keep", env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
@@ -101,9 +136,16 @@ def test_missing_programs_are_named(script, tmp_path):
 
 
 def program(path, text):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(0o755)
+
+
+def daemon(folder, at_term):
+    """Programs that say they are ready, and do `at_term` at SIGTERM."""
+    program(folder / "bin" / "kvarnd", f"trap '{at_term}' TERM\necho 'kvarnd ready unix:x'\n"
+            "mkfifo \"$0.pipe\"\nread -r line <>\"$0.pipe\"\n")
+    program(folder / "bin" / "kvarnctl", "echo table\n")
 
 
 def test_a_daemon_that_does_not_start_is_quoted(script, tmp_path):
@@ -116,17 +158,14 @@ def test_a_daemon_that_does_not_start_is_quoted(script, tmp_path):
 
 def test_a_daemon_that_ends_badly_is_a_failure(script, tmp_path):
     """Ready, then an exit status other than 0 at SIGTERM."""
-    program(tmp_path / "bin" / "kvarnd", "trap 'exit 9' TERM\necho 'kvarnd ready unix:x'\n"
-            "mkfifo \"$0.pipe\"\nread -r line <>\"$0.pipe\"\n")
-    program(tmp_path / "bin" / "kvarnctl", "echo table\n")
+    daemon(tmp_path, "exit 9")
     done = script(folder=tmp_path)
     assert done.returncode == 1 and done.stdout == "table\n"
     assert "ended with status 9 instead of 0" in done.stderr
 
 
 def test_a_command_that_fails_stops_the_daemon(script, tmp_path):
-    program(tmp_path / "bin" / "kvarnd", f"trap 'echo gone >{tmp_path}/end; exit 0' TERM\n"
-            "echo 'kvarnd ready unix:x'\nmkfifo \"$0.pipe\"\nread -r line <>\"$0.pipe\"\n")
+    daemon(tmp_path, f"echo gone >{tmp_path}/end; exit 0")
     program(tmp_path / "bin" / "kvarnctl", "exit 1\n")
     done = script(folder=tmp_path)
     assert done.returncode == 1 and "kvarnctl evaluate failed" in done.stderr

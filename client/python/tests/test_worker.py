@@ -266,6 +266,24 @@ def test_bench_compares_the_modes(daemon):
     assert all(row[4] == "100.0%" for row in rows.values())
 
 
+def test_compare_prints_both_answers(daemon, tmp_path):
+    """With a sink that holds all of it both are the same."""
+    document = tmp_path / "text"
+    document.write_text(TEXT * 8)
+    done = worker(daemon, "compare", "--document", str(document), "--document-tokens", "150",
+                  "--prompt", "What did he write?", "--max-tokens", "8", "--sink-tokens", "1024")
+    out, err = done.communicate(timeout=100 * SLOW)
+    assert done.returncode == 0, err
+    assert "its first 150 tokens, then 'What did he write?'" in out
+    local, attend = re.search(r"in the worker\n(.*)\nattend: .*, sink 1024, .*?\n(.*?)\n {20}", out,
+                              re.S).groups()
+    assert local.strip() == attend.strip() and "  | " in local
+    count = re.search(r"the first (\d) of (\d) tokens .* chooses (\d) of (\d) alike", out).groups()
+    assert len(set(count)) == 1 and int(count[0]) > 3
+    assert re.search(r"^cache in the worker +[\d.]+ MiB +0$", out, re.M)
+    assert re.search(r"^cache in kvarnd +0 +[\d.]+ MiB$", out, re.M)
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["generate"], "needs --prompt"),
     (["generate", "--resume"], "needs --journal"),

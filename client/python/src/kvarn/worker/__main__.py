@@ -1,4 +1,4 @@
-"""python -m kvarn.worker chat|generate|bench: a model whose cache is in kvarnd.
+"""python -m kvarn.worker chat|generate|compare|bench: a model whose cache is in kvarnd.
 
 Text goes to standard output, progress and figures to standard error.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from kvarn.client import Client
 from kvarn.errors import Error
 from kvarn.worker.caches import (MODES, AttendCache, Cache, LocalCache, OffloadCache,
                                  model_shape)
+from kvarn.worker.compare import compare, table
 from kvarn.worker.engine import Counts, Engine, Journal, Sampling
 from kvarn.worker.model import Llama, find_test_model
 from kvarn.worker.tokenizer import Tokenizer
@@ -20,6 +22,7 @@ from kvarn.worker.tokenizer import Tokenizer
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 BENCH_TEXT = ("A cache keeps what was computed once, so that it need not be computed again. "
               "A language model keeps keys and values of all tokens that it has read. ")
+TEXT_COLUMNS = 92
 REPLACEMENT = "\ufffd"
 
 
@@ -52,6 +55,12 @@ def arguments() -> argparse.ArgumentParser:
                           help="go on from a copy of that journal's session, which stays as it is")
     chat = commands.add_parser("chat", parents=[shared, mode], help="lines of standard input")
     chat.add_argument("--system", default=SYSTEM, help="the first message")
+    both = commands.add_parser("compare", parents=[shared],
+                               help="one question, local and attend: both answers")
+    both.add_argument("--prompt", required=True, help="the question")
+    both.add_argument("--document", metavar="FILE", help="a text that goes before the question")
+    both.add_argument("--document-tokens", type=int, default=1024,
+                      help="of it that are read [%(default)s]")
     bench = commands.add_parser("bench", parents=[shared], help="the three modes side by side")
     bench.add_argument("--prompt-tokens", type=int, default=384, help="[%(default)s]")
     return parser
@@ -242,9 +251,37 @@ def run_bench(options: argparse.Namespace) -> None:
             client.close()
 
 
+def run_compare(options: argparse.Namespace) -> None:
+    """A question about a document, greedily answered, by both modes."""
+    model, tokenizer = load(options)
+    text, question = "", options.prompt
+    if options.document:
+        with open(options.document, encoding="utf-8", errors="replace") as file:
+            ids = tokenizer.encode(file.read())[:options.document_tokens]
+        text = f"{options.document}, its first {len(ids)} tokens, then "
+        question = f"{tokenizer.decode(ids)}\n\n{question}"
+    tokens = tokenizer.chat("system", SYSTEM, True) + tokenizer.chat("user", question, False)
+    local, _ = make_cache(options, model, "local")
+    attend, client = make_cache(options, model, "attend")
+    assert isinstance(attend, AttendCache) and client is not None
+    with client:
+        say(f"a prompt of {len(tokens)} tokens, two answers of up to {options.max_tokens}")
+        found = compare(model, tokens, local, attend, client, options.max_tokens, tokenizer.end)
+        sinks = attend.session.shape.sinks
+    print(f"prompt of {len(tokens)} tokens: {text}{options.prompt!r}")
+    for title, one in (("local: fp16 cache in the worker", found.local),
+                       (f"attend: cache and attention in kvarnd, {options.preset}, sink {sinks}, "
+                        f"seal lag {options.seal_lag}", found.attend)):
+        lines = [part for line in tokenizer.decode(one.ids).strip().splitlines()
+                 for part in textwrap.wrap(line, TEXT_COLUMNS) or [""]]
+        print(f"\n{title}", *(f"  | {line}".rstrip() for line in lines), sep="\n")
+    print("", table(found), sep="\n")
+
+
 def main() -> int:
     options = arguments().parse_args()
-    run = {"generate": run_generate, "chat": run_chat, "bench": run_bench}[options.command]
+    run = {"generate": run_generate, "chat": run_chat, "compare": run_compare,
+           "bench": run_bench}[options.command]
     try:
         run(options)
     except (Error, ValueError, OSError) as error:
