@@ -125,6 +125,25 @@ def test_fork_and_reorder(daemon):
     run(body())
 
 
+def test_lives(daemon):
+    async def body():
+        k, v, _ = rows(300)
+        name = "python-async-lives"
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open(name, small_shape(sink_tokens=0), ttl=100, priority=5)
+            await session.append_layers([(k, v), (k, v)])
+            assert 90 < (await session.touch()).ttl_left <= 100
+            assert (await client.touch(name, priority=1)).priority == 1
+            assert (await session.pin()).pinned_bytes == (await client.pin(name)).pinned_bytes > 0
+            await session.unpin()
+            await client.unpin(name)
+            assert (await session.evict(1)).missing == (128, 256)
+            assert (await client.evict(name)).missing == (0, 384)
+            await session.drop()
+
+    run(body())
+
+
 def test_reconnects_after_a_restart(start):
     async def body():
         daemon = start()

@@ -340,6 +340,46 @@ def test_admin(client):
     assert client.sessions("python-admin-" + str(client._core.address.is_tcp)) == []
 
 
+def test_lives(client):
+    """TTL, priority, pin and evict, of a session and by name."""
+    name = f"python-lives-{client._core.address.is_tcp}"
+    k, v, q = rows(300)
+    shape = small_shape(group=64, sink_tokens=0)
+    with client.open(name, shape, ttl=1000, priority=7) as session:
+        session.append_layers([(k, v), (k, v)])
+        summary = client.inspect(name).summary
+        assert 990 < summary.ttl_left <= 1000 and summary.priority == 7
+        assert summary.pin_left is None and summary.missing_tokens == 0
+        assert client.touch(name, ttl=0, priority=3) == kvarn.Lifetime(None, 3)
+        assert session.touch() == kvarn.Lifetime(None, 3) and session.inspect().ttl is None
+        pinned = session.pin(50)
+        assert pinned.pinned_bytes > 0 and pinned.budget_left_bytes > 0
+        details = session.inspect()
+        assert details.pinned_bytes == pinned.pinned_bytes and 40 < details.summary.pin_left <= 50
+        assert session.evict() == kvarn.Evicted(0, 0, (0, 0))
+        client.unpin(name)
+        assert client.inspect(name).pinned_bytes == 0
+        gone = client.evict(name, 2)
+        assert (gone.blocks, gone.missing) == (2, (128, 256)) and gone.freed_bytes > 0
+        assert session.inspect().missing == (128, 256)
+        assert client.inspect(name).summary.missing_tokens == 128
+        with pytest.raises(kvarn.Miss) as caught:
+            session.attend(q[:, -1:])
+        assert caught.value.reason == "evicted"
+        assert session.evict().missing == (0, 320)  # whole blocks
+        session.truncate(0)
+        assert session.append_layers([(k, v), (k, v)]).length == 300
+    for bad in (-1, float("nan")):
+        with pytest.raises(ValueError, match="ttl: expected seconds"):
+            client.touch(name, ttl=bad)
+    with pytest.raises(kvarn.Invalid):
+        client.touch(name, priority=101)
+    client.drop(name)
+    for call in (client.touch, client.pin, client.unpin, client.evict):
+        with pytest.raises(kvarn.NotFound):
+            call(name)
+
+
 def test_metric(client):
     """A query metric is given to the daemon, read, and seals what follows in its layer."""
     shape = small_shape(model=f"python-metric-{client._core.address.is_tcp}")

@@ -420,8 +420,9 @@ def test_a_name_outlives_the_process(daemon, tiny, mode, attention):
     name, ids = f"hf-{mode}", torch.randint(1, 100, (2, 40)).tolist()
     tiny.set_attn_implementation(attention)
     with kvarn.Client(daemon.unix) as first:
-        cache = KvarnCache(tiny, first, name=name, mode=mode)
+        cache = KvarnCache(tiny, first, name=name, mode=mode, ttl=500, priority=4)
         step(tiny, [r[:30] for r in ids], cache)
+        assert [(d.ttl, d.summary.priority) for d in cache.details()] == [(500, 4)] * 2
         cache.sessions[0].append(torch.ones(2, 1, 32), torch.ones(2, 1, 32), 0)
     with kvarn.Client(daemon.unix) as second:
         assert [s.name for s in second.sessions(name)] == [name, f"{name}#1"]

@@ -17,18 +17,19 @@ from kvarn.errors import (AddressError, Cancelled, Conflict, ConnectionLost, Cor
                           ShuttingDown, StaleEpoch, TooLarge, Unauthenticated, Unsupported,
                           WireError)
 from kvarn.types import (AppendAttendItem, AppendResult, AttendItem, AttendOptions, AttendResult,
-                         LayerGroup, LayerMetric, OpStats, Options, Run, ServerInfo, ServerStats,
-                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
+                         Evicted, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned, Run,
+                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
+                         TruncateResult)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError", "AppendAttendItem", "AppendResult", "AsyncClient", "AsyncSession", "AttendItem",
     "AttendOptions", "AttendResult", "Cancelled", "Client", "Conflict", "ConnectionLost", "Corrupt",
-    "DeadlineExceeded", "Domain", "Error", "Forbidden", "Internal", "Invalid", "LayerGroup",
-    "LayerMetric", "Miss", "NoMemory", "NoSpace", "NotFound", "OpStats", "Options", "Pending",
-    "Protocol", "RetryLater", "Run", "ServerError", "ServerIO", "ServerInfo", "ServerStats",
-    "Session", "SessionDetails", "SessionSummary", "Shape", "ShuttingDown", "StaleEpoch",
-    "StoredRuns", "TooLarge", "TruncateResult", "Unauthenticated", "Unsupported", "WireError",
-    "codec",
+    "DeadlineExceeded", "Domain", "Error", "Evicted", "Forbidden", "Internal", "Invalid",
+    "LayerGroup", "LayerMetric", "Lifetime", "Miss", "NoMemory", "NoSpace", "NotFound", "OpStats",
+    "Options", "Pending", "Pinned", "Protocol", "RetryLater", "Run", "ServerError", "ServerIO",
+    "ServerInfo", "ServerStats", "Session", "SessionDetails", "SessionSummary", "Shape",
+    "ShuttingDown", "StaleEpoch", "StoredRuns", "TooLarge", "TruncateResult", "Unauthenticated",
+    "Unsupported", "WireError", "codec",
 ]

@@ -19,8 +19,9 @@ from kvarn._messages import TYPES, message
 from kvarn.errors import (Conflict, ConnectionLost, NotFound, RetryLater, StaleEpoch,
                           WireError, from_status)
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
-                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
+                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
+                         TruncateResult)
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_SECONDS = 0.02
@@ -270,6 +271,43 @@ class ClientCore:
         await self.call("DropSession", lambda: message["DropSession"](name=name),
                         deadline=deadline, flight=flight)
 
+    # ---- how long sessions live, by name or by handle ----
+
+    async def _of(self, call: str, target: str | SessionCore, fields: dict[str, Any],
+                  may_repeat: bool, deadline: float | None) -> Any:
+        """The reply to a call that names a session."""
+        def build() -> Any:
+            which: dict[str, Any] = {"name": target} if isinstance(target, str) \
+                else {"handle": target._handle}
+            return message[call](**which, **fields)
+
+        sessions = [] if isinstance(target, str) else [target]
+        return (await self.call(call, build, deadline=deadline,
+                                flight=Flight(sessions, False, may_repeat))).message
+
+    async def touch(self, target: str | SessionCore, ttl: float | None, priority: int | None,
+                    deadline: float | None) -> Lifetime:
+        fields = {} if ttl is None else {"ttl_ms": _parse.milliseconds(ttl, "ttl")}
+        if priority is not None:
+            fields["priority"] = priority
+        reply = await self._of("Touch", target, fields, True, deadline)
+        return Lifetime(_parse.seconds(reply.ttl_left_ms), reply.priority)
+
+    async def pin(self, target: str | SessionCore, seconds: float,
+                  deadline: float | None) -> Pinned:
+        reply = await self._of("Pin", target, {"pin_ms": _parse.milliseconds(seconds, "seconds")},
+                               True, deadline)
+        return Pinned(reply.pinned_bytes, reply.budget_left_bytes)
+
+    async def unpin(self, target: str | SessionCore, deadline: float | None) -> None:
+        await self._of("Pin", target, {"unpin": True}, True, deadline)
+
+    async def evict(self, target: str | SessionCore, blocks: int | None,
+                    deadline: float | None) -> Evicted:
+        reply = await self._of("Evict", target, {} if blocks is None else {"blocks": blocks}, False,
+                               deadline)
+        return Evicted(reply.blocks, reply.freed_bytes, (reply.missing_first, reply.missing_last))
+
     # ---- batches ----
 
     async def attend(self, items: Iterable[AttendItem], layer: int, options: AttendOptions,
@@ -333,7 +371,7 @@ class ClientCore:
     # ---- sessions ----
 
     async def open(self, session: SessionCore, mode: str, encoder: str, seal_lag: int,
-                   takeover: bool, deadline: float | None) -> None:
+                   takeover: bool, ttl: float, priority: int, deadline: float | None) -> None:
         """Fill in a new session object."""
         end = self._end(deadline)
         wire_mode = _parse.enum("OpenMode", _parse.MODES, mode, "mode")
@@ -342,8 +380,9 @@ class ClientCore:
         shape_id = None if shape is None else await self.register_shape(shape, end)
 
         def build() -> Any:
-            request = message["OpenSession"](mode=wire_mode, encoder=wire_encoder,
-                                             seal_lag=seal_lag, takeover=takeover)
+            request = message["OpenSession"](
+                mode=wire_mode, encoder=wire_encoder, seal_lag=seal_lag, takeover=takeover,
+                ttl_ms=_parse.milliseconds(ttl, "ttl"), priority=priority)
             if session.name:
                 request.name = session.name
             if shape_id is not None:

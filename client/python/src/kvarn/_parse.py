@@ -1,6 +1,7 @@
 """Messages of the wire from and to the plain data of kvarn.types. No I/O, no state."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,22 @@ def shape_of(wire: Any) -> Shape:
                  wire.sink_tokens if wire.HasField("sink_tokens") else wire.group)
 
 
+def milliseconds(time: float, what: str) -> int:
+    """What the wire takes for a time in seconds; a time that is not 0 stays so."""
+    if not 0 <= time < 1 << 53:
+        raise ValueError(f"{what}: expected seconds, got {time}")
+    return math.ceil(time * 1000)
+
+
+def seconds(ms: int) -> float | None:
+    """Of a time whose 0 says that there is none."""
+    return ms / 1000 if ms else None
+
+
 def summary(wire: Any) -> SessionSummary:
     return SessionSummary(wire.name, wire.model, wire.length, wire.epoch, wire.bytes, wire.handles,
-                          wire.idle_ms / 1000)
+                          wire.idle_ms / 1000, seconds(wire.ttl_left_ms), wire.priority,
+                          seconds(wire.pin_left_ms), wire.missing_tokens)
 
 
 def details(reply: Any) -> SessionDetails:
@@ -70,7 +84,8 @@ def details(reply: Any) -> SessionDetails:
         reply.sink_pages, reply.sink_bytes, reply.tail_pages, reply.tail_bytes,
         reply.reserved_bytes, reply.pages_reference, reply.pages_refined,
         names.get(reply.encoder, "default"), reply.seal_lag, reply.pages_aware,
-        reply.metric_version)
+        reply.metric_version, seconds(reply.ttl_ms), reply.pinned_bytes,
+        (reply.missing_first, reply.missing_last))
 
 
 def metric(reply: Any, payload: memoryview) -> list[LayerMetric]:

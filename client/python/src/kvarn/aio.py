@@ -15,8 +15,9 @@ from kvarn._core import ClientCore, SessionCore
 from kvarn._link import AsyncLink, Link
 from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
-                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
+                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
+                         TruncateResult)
 
 
 async def _connect(address: Address, timeout: float) -> Link:
@@ -66,10 +67,11 @@ class AsyncClient:
 
     async def open(self, name: str = "", shape: Shape | None = None, *, mode: str = "either",
                    encoder: str = "default", seal_lag: int = 0, takeover: bool = False,
+                   ttl: float = 0, priority: int = 0,
                    deadline: float | None = None) -> AsyncSession:
         """As Client.open: open a session, or make it."""
         session = AsyncSession(self, name, shape)
-        await self._core.open(session, mode, encoder, seal_lag, takeover, deadline)
+        await self._core.open(session, mode, encoder, seal_lag, takeover, ttl, priority, deadline)
         return session
 
     async def fork(self, sessions: Iterable[AsyncSession], names: Iterable[str] | None = None, *,
@@ -119,6 +121,25 @@ class AsyncClient:
     async def drop(self, name: str, *, deadline: float | None = None) -> None:
         """As Client.drop: end a named session for all that hold it."""
         await self._core.drop(name, deadline)
+
+    async def touch(self, name: str, *, ttl: float | None = None, priority: int | None = None,
+                    deadline: float | None = None) -> Lifetime:
+        """As Client.touch: a named session is used; its TTL and priority."""
+        return await self._core.touch(name, ttl, priority, deadline)
+
+    async def pin(self, name: str, seconds: float = 60, *,
+                  deadline: float | None = None) -> Pinned:
+        """As Client.pin: keep what a named session holds from eviction."""
+        return await self._core.pin(name, seconds, deadline)
+
+    async def unpin(self, name: str, *, deadline: float | None = None) -> None:
+        """As Client.unpin: end a pin."""
+        await self._core.unpin(name, deadline)
+
+    async def evict(self, name: str, blocks: int | None = None, *,
+                    deadline: float | None = None) -> Evicted:
+        """As Client.evict: take blocks of a named session out of memory."""
+        return await self._core.evict(name, blocks, deadline)
 
     async def stats(self, *, deadline: float | None = None) -> ServerStats:
         """As Client.stats: the daemon's counters and latencies."""
@@ -201,6 +222,24 @@ class AsyncSession(SessionCore):
     async def truncate(self, length: int, *, deadline: float | None = None) -> TruncateResult:
         """As Session.truncate: every layer becomes min(its length, length)."""
         return await self._truncate(length, deadline)
+
+    async def touch(self, *, ttl: float | None = None, priority: int | None = None,
+                    deadline: float | None = None) -> Lifetime:
+        """As Client.touch, of this session."""
+        return await self._core.touch(self, ttl, priority, deadline)
+
+    async def pin(self, seconds: float = 60, *, deadline: float | None = None) -> Pinned:
+        """As Client.pin, of this session."""
+        return await self._core.pin(self, seconds, deadline)
+
+    async def unpin(self, *, deadline: float | None = None) -> None:
+        """As Client.unpin, of this session."""
+        await self._core.unpin(self, deadline)
+
+    async def evict(self, blocks: int | None = None, *,
+                    deadline: float | None = None) -> Evicted:
+        """As Client.evict, of this session."""
+        return await self._core.evict(self, blocks, deadline)
 
     async def inspect(self, *, deadline: float | None = None) -> SessionDetails:
         """As Session.inspect: shape, lengths, pages and bytes."""

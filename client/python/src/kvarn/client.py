@@ -9,8 +9,9 @@ from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import BlockingLink, Link, drive
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, LayerMetric, NDArray, Options, ServerInfo, ServerStats,
-                         SessionDetails, SessionSummary, Shape, StoredRuns, TruncateResult)
+                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
+                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
+                         TruncateResult)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class Client:
 
     def open(self, name: str = "", shape: Shape | None = None, *, mode: str = "either",
              encoder: str = "default", seal_lag: int = 0, takeover: bool = False,
-             deadline: float | None = None) -> Session:
+             ttl: float = 0, priority: int = 0, deadline: float | None = None) -> Session:
         """Open a session, or make it.
 
         name: lives until it is dropped or the daemon stops; "": ends with the connection. shape:
@@ -136,9 +137,12 @@ class Client:
         exists) or "existing" (NotFound if not). encoder "default", "reference", "refined" or
         "aware", and seal_lag, the newest tokens that stay 16 bits wide (0 to group), count at
         creation only. takeover: a new epoch, so that other clients' writes are refused from now on.
+        ttl: seconds without use after which a new session is dropped, 0 is never; priority, 0 to
+        100, keeps it longer from eviction, and halves every ten minutes.
         """
         session = Session(self, name, shape)
-        drive(self._core.open(session, mode, encoder, seal_lag, takeover, deadline))
+        drive(self._core.open(session, mode, encoder, seal_lag, takeover, ttl, priority,
+                              deadline))
         return session
 
     def fork(self, sessions: Iterable[Session], names: Iterable[str] | None = None, *,
@@ -202,6 +206,29 @@ class Client:
     def drop(self, name: str, *, deadline: float | None = None) -> None:
         """End a named session for all that hold it."""
         self._run(self._core.drop(name, deadline))
+
+    def touch(self, name: str, *, ttl: float | None = None, priority: int | None = None,
+              deadline: float | None = None) -> Lifetime:
+        """Say that a named session is used; ttl and priority as in open, None leaves them."""
+        return self._run(self._core.touch(name, ttl, priority, deadline))
+
+    def pin(self, name: str, seconds: float = 60, *, deadline: float | None = None) -> Pinned:
+        """Keep what a named session holds now from eviction, and the session from its TTL.
+
+        Another pin replaces it. Raises NoSpace beyond what the daemon lets pins keep.
+        """
+        return self._run(self._core.pin(name, seconds, deadline))
+
+    def unpin(self, name: str, *, deadline: float | None = None) -> None:
+        """End a pin."""
+        self._run(self._core.unpin(name, deadline))
+
+    def evict(self, name: str, blocks: int | None = None, *,
+              deadline: float | None = None) -> Evicted:
+        """Take up to `blocks` blocks of a named session out of memory, the last ones first; None is
+        all. What is pinned stays. Reads of what is missing raise Miss, reason "evicted"; truncate
+        to where it begins makes the session whole."""
+        return self._run(self._core.evict(name, blocks, deadline))
 
     def stats(self, *, deadline: float | None = None) -> ServerStats:
         """The daemon's counters and latencies."""
@@ -300,6 +327,23 @@ class Session(SessionCore):
     def truncate(self, length: int, *, deadline: float | None = None) -> TruncateResult:
         """Every layer becomes min(its length, length)."""
         return self._client._run(self._truncate(length, deadline))
+
+    def touch(self, *, ttl: float | None = None, priority: int | None = None,
+              deadline: float | None = None) -> Lifetime:
+        """As Client.touch, of this session."""
+        return self._client._run(self._core.touch(self, ttl, priority, deadline))
+
+    def pin(self, seconds: float = 60, *, deadline: float | None = None) -> Pinned:
+        """As Client.pin, of this session."""
+        return self._client._run(self._core.pin(self, seconds, deadline))
+
+    def unpin(self, *, deadline: float | None = None) -> None:
+        """As Client.unpin, of this session."""
+        self._client._run(self._core.unpin(self, deadline))
+
+    def evict(self, blocks: int | None = None, *, deadline: float | None = None) -> Evicted:
+        """As Client.evict, of this session."""
+        return self._client._run(self._core.evict(self, blocks, deadline))
 
     def inspect(self, *, deadline: float | None = None) -> SessionDetails:
         """Shape, lengths, pages and bytes."""

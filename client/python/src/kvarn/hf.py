@@ -107,8 +107,8 @@ class KvarnCache(Cache):  # type: ignore[misc]
     "offload": K and V come back a layer at a time, for any other attention, "sdpa" say.
     name: of the session of row 0, rows behind it are NAME#1, NAME#2, ...; they outlive the cache,
     and a cache made with that name again goes on where they end. "": they end with the client.
-    preset, group, sink_tokens, encoder, seal_lag: as in kvarn.Shape and Client.open. seal_lag
-    should be at least the number of tokens that assisted decoding takes back at once.
+    preset, group, sink_tokens, encoder, seal_lag, ttl, priority: as in kvarn.Shape and Client.open.
+    seal_lag should be at least the number of tokens that assisted decoding takes back at once.
     accuracy: kvarn.AttendOptions's. model_name: under which kvarnd knows the shape; None is what
     the configuration says.
 
@@ -123,14 +123,15 @@ class KvarnCache(Cache):  # type: ignore[misc]
     def __init__(self, model: Any, client: Client | str | None = None, *, mode: str = "attend",
                  name: str = "", preset: str = "k2v2", group: int = 128,
                  sink_tokens: int | None = None, encoder: str = "default", seal_lag: int = 32,
-                 accuracy: str = "default", model_name: str | None = None) -> None:
+                 ttl: float = 0, priority: int = 0, accuracy: str = "default",
+                 model_name: str | None = None) -> None:
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         self._config = getattr(model, "config", model).get_text_config(decoder=True)
         self._options: dict[str, Any] = {
             "mode": mode, "preset": preset, "group": group, "encoder": encoder,
-            "sink_tokens": sink_tokens, "seal_lag": seal_lag, "accuracy": accuracy,
-            "model_name": model_name}
+            "sink_tokens": sink_tokens, "seal_lag": seal_lag, "ttl": ttl, "priority": priority,
+            "accuracy": accuracy, "model_name": model_name}
         self.shape = _shape_of(self._config, model_name, preset=preset, group=group,
                                sink_tokens=sink_tokens)
         self.mode, self.name, self.accuracy = mode, name, accuracy
@@ -186,9 +187,9 @@ class KvarnCache(Cache):  # type: ignore[misc]
         return "" if not self.name else f"{self.name}#{row}" if row else self.name
 
     def _open_row(self, row: int) -> Session:
+        options = {name: self._options[name] for name in ("encoder", "seal_lag", "ttl", "priority")}
         return self._client.open(self._row_name(row), self.shape, takeover=bool(self.name),
-                                 encoder=self._options["encoder"],
-                                 seal_lag=self._options["seal_lag"])
+                                 **options)
 
     def _resume(self) -> None:
         """Take the sessions that have the name, as long as all their layers are."""

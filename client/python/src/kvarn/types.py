@@ -233,8 +233,35 @@ class StoredRuns:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lifetime:
+    """Of touch: seconds until the session expires when nobody uses it, None for never; what is left
+    of its priority."""
+    ttl_left: float | None
+    priority: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """Of pin: bytes of the session that stay, and bytes that other pins of the tenant may keep."""
+    pinned_bytes: int
+    budget_left_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evicted:
+    """Of evict: blocks that went, bytes that nobody else held, and the tokens [first, last) that
+    are missing now, in whole blocks."""
+    blocks: int
+    freed_bytes: int
+    missing: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class SessionSummary:
-    """A line of the list of sessions. bytes: resident pages; handles: connections that hold it."""
+    """A line of the list of sessions. bytes: resident pages; handles: connections that hold it.
+
+    ttl_left, pin_left: None without. missing_tokens: that were evicted.
+    """
     name: str
     model: str
     length: int
@@ -242,6 +269,10 @@ class SessionSummary:
     bytes: int
     handles: int
     idle: float
+    ttl_left: float | None = None
+    priority: int = 0
+    pin_left: float | None = None
+    missing_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +296,9 @@ class SessionDetails:
     seal_lag: int
     pages_aware: int = 0
     metric_version: int = 0  # newest query metric of the shape; 0: none yet
+    ttl: float | None = None
+    pinned_bytes: int = 0
+    missing: tuple[int, int] = (0, 0)  # tokens [first, last) that were evicted
 
 
 @dataclasses.dataclass(frozen=True)
