@@ -50,6 +50,8 @@
     X(16, CANCEL, "cancel", Cancel, CancelReply, cancel, cancel_reply)                            \
     X(17, FORK, "fork", Fork, ForkReply, fork, fork_reply)                                        \
     X(18, REORDER, "reorder", Reorder, ReorderReply, reorder, reorder_reply)                      \
+    X(19, MATCH_PREFIX, "match_prefix", MatchPrefix, MatchPrefixReply, match_prefix,              \
+        match_prefix_reply)                                                                       \
     X(20, TOUCH, "touch", Touch, TouchReply, touch, touch_reply)                                  \
     X(21, PIN, "pin", Pin, PinReply, pin, pin_reply)                                              \
     X(22, EVICT, "evict", Evict, EvictReply, evict, evict_reply)                                  \

@@ -44,6 +44,7 @@ struct kvd_append {
     void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
     int cancel_err;
     size_t charged_bytes;
+    struct kvd_prefix_note prefix_note;
     struct kvd_append_plan plan;
     struct kvd_slice slice;     /* listed while blocks are being reserved over several turns */
     struct kvd_seal_list seals; /* owned: for what the commit makes due */
@@ -133,6 +134,7 @@ static void lengths_commit(struct kvd_append *append)
         kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
     kvd_lifetime_touch(session);
+    kvd_prefix_note(session, &append->prefix_note);
 }
 
 /* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
@@ -153,6 +155,7 @@ static void append_commit(struct kvd_append *append)
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         layer_commit(append, &append->plan.layers[i]);
     }
+    kvd_prefix_advance(session);
     kvd_session_ref(session);
     append_finish(append, &none, false);
     kvd_session_kick(session);
@@ -564,6 +567,10 @@ int kvd_append_start(
     } else {
         append->hash = hash_join(append->hash, args->payload_hash);
     }
+    append->prefix_note = (struct kvd_prefix_note){.start = args->start,
+        .token_count = args->token_count,
+        .kind = args->prefix_kind,
+        .data = args->prefix_data};
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->committed_cb = args->committed_cb;

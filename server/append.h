@@ -41,7 +41,10 @@ struct kvd_append_args {
     bool is_batched;
     const void *payload;   /* borrowed until done_cb */
     uint64_t payload_hash; /* XXH3-64 of the payload; is_batched: not looked at */
-    uint64_t deadline_ns;  /* 0: none */
+    /* Token ids or block hashes, borrowed until done_cb; NULL: none. */
+    enum kvd_prefix_kind prefix_kind;
+    const void *prefix_data;
+    uint64_t deadline_ns; /* 0: none */
     void *ctx;
     /*
      * The append is applied and nothing later has been: the place to take an attend's snapshot

@@ -25,6 +25,9 @@ struct kvd_service;
 
 #define KVD_SPAN_BLOCKS 64u
 
+/* A block's name says what it holds: prefix_index.h. */
+#define KVD_BLOCK_NAME_BYTES 32
+
 /* One layer of one block. Both NULL: dropped, it left the layer's window. */
 struct kvd_block_layer {
     struct kvd_page *rows; /* ref: sink and open blocks, until the seal is done */
@@ -43,10 +46,11 @@ struct kvd_block {
     SLIST_ENTRY(kvd_block) dead_link; /* the session table's, once nobody holds it */
     uint32_t refs;
     uint32_t layer_count;
-    uint32_t layers_kept; /* layers that still have a page here */
-    uint32_t rows_count;  /* layers that have a rows page */
-    uint8_t state;        /* enum kvd_block_state */
-    uint8_t miss_reason;  /* MISSING: Kvarnd__MissReason */
+    uint32_t layers_kept;               /* layers that still have a page here */
+    uint32_t rows_count;                /* layers that have a rows page */
+    uint8_t state;                      /* enum kvd_block_state */
+    uint8_t miss_reason;                /* MISSING: Kvarnd__MissReason */
+    uint8_t name[KVD_BLOCK_NAME_BYTES]; /* zeros: none */
     struct kvd_block_layer layers[];
 };
 

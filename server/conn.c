@@ -85,6 +85,7 @@ void kvd_conn_close(struct kvd_conn *conn, const char *reason)
     while ((request = TAILQ_FIRST(&conn->requests)) != NULL) {
         kvd_conn_request_done(conn, request);
     }
+    kvd_prefix_lease_table_fini(&conn->leases);
     kvd_conn_handles_fini(conn);
     conn->service->io->ops->stream_close(conn->stream, stream_closed_cb, conn);
 }

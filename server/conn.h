@@ -43,6 +43,9 @@ struct kvd_session *kvd_conn_handle_find(const struct kvd_conn *conn, uint64_t h
 /* Drops the reference; an unnamed session ends with its last handle. False: no such handle. */
 bool kvd_conn_handle_remove(struct kvd_conn *conn, uint64_t handle);
 
+/* Leases on prefixes: they end with the connection. */
+struct kvd_prefix_lease_table *kvd_conn_leases(struct kvd_conn *conn);
+
 /* An unanswered request of this connection, by id; NULL if none. */
 struct kvd_request *kvd_conn_request_find(struct kvd_conn *conn, uint64_t request_id);
 

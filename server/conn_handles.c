@@ -124,3 +124,8 @@ void kvd_conn_handles_fini(struct kvd_conn *conn)
     free(table->slots);
     *table = (struct kvd_handle_table){0};
 }
+
+struct kvd_prefix_lease_table *kvd_conn_leases(struct kvd_conn *conn)
+{
+    return &conn->leases;
+}

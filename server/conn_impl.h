@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "server/conn.h"
+#include "server/prefix_lease.h"
 
 enum kvd_read_state {
     KVD_READ_HEADER,
@@ -87,6 +88,7 @@ struct kvd_conn {
     struct kvd_conn_reader reader;
     struct kvd_conn_writer writer;
     struct kvd_handle_table handles;
+    struct kvd_prefix_lease_table leases;
     struct kvd_slice slice; /* listed while held bytes wait for their turn */
     uint64_t opened_ns;
     uint64_t active_ns; /* last time a request arrived or was answered */

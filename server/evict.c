@@ -216,6 +216,9 @@ static uint32_t step(struct kvd_evictor *evictor, const struct kvd_session *spar
     return blocks;
 }
 
+/* Pages that the prefix index lets go in one slice, at least. */
+#define INDEX_STEP_BYTES ((uint64_t)1 << 20)
+
 static bool has_reason(struct kvd_evictor *evictor)
 {
     uint64_t used = kvd_evictor_used_bytes(evictor->service);
@@ -229,7 +232,12 @@ static void slice_run(struct kvd_slice *slice)
     struct kvd_evictor *evictor = (void *)((uint8_t *)slice - offsetof(struct kvd_evictor, slice));
     struct kvd_slices *slices = &evictor->service->sessions.slices;
 
-    /* What was dropped and waits for the reaper frees memory too: it goes first. */
+    /* What no session holds goes first, and what waits for the reaper frees memory too. */
+    if (has_reason(evictor)) {
+        uint64_t bytes =
+            evictor->wanted_bytes > INDEX_STEP_BYTES ? evictor->wanted_bytes : INDEX_STEP_BYTES;
+        (void)kvd_prefix_index_shrink(&evictor->service->prefixes, bytes);
+    }
     while (has_reason(evictor) && !kvd_session_table_has_dead(&evictor->service->sessions)) {
         bool is_wanted = evictor->wanted_bytes > 0;
         uint64_t freed = 0;

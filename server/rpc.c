@@ -43,6 +43,8 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
     [KVARN_FRAME_EVICT] = {MESSAGE(Evict, evict), .start = kvd_rpc_evict},
     [KVARN_FRAME_FORK] = {MESSAGE(Fork, fork), .start = kvd_rpc_fork},
     [KVARN_FRAME_REORDER] = {MESSAGE(Reorder, reorder), .start = kvd_rpc_reorder},
+    [KVARN_FRAME_MATCH_PREFIX] = {MESSAGE(MatchPrefix, match_prefix),
+        .payload_bytes = kvd_rpc_match_prefix_payload, .start = kvd_rpc_match_prefix},
     [KVARN_FRAME_READ_METRIC] = {MESSAGE(ReadMetric, read_metric), .start = kvd_rpc_read_metric},
 };
 

@@ -47,6 +47,10 @@ void kvd_rpc_evict(struct kvd_request *request);
 void kvd_rpc_fork(struct kvd_request *request);    /* rpc_fork.c */
 void kvd_rpc_reorder(struct kvd_request *request); /* rpc_reorder.c */
 
+int kvd_rpc_match_prefix_payload(
+    const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why); /* rpc_prefix.c */
+void kvd_rpc_match_prefix(struct kvd_request *request);
+
 void kvd_rpc_list_sessions(struct kvd_request *request); /* rpc_session_view.c */
 void kvd_rpc_inspect_session(struct kvd_request *request);
 

@@ -43,6 +43,21 @@ static struct append_call *append_call_create(
     return call;
 }
 
+/* What an append's payload says of its tokens before K and V; `data` is not set. */
+static struct kvd_prefix_note append_note(const Kvarnd__Append *message)
+{
+    return (struct kvd_prefix_note){.start = message->start,
+        .token_count = message->token_count,
+        .kind = message->block_hashes ? KVD_PREFIX_HASHES : KVD_PREFIX_TOKENS};
+}
+
+static size_t append_note_bytes(const Kvarnd__Append *message, const struct kvd_shape *shape)
+{
+    struct kvd_prefix_note note = append_note(message);
+
+    return message->token_ids || message->block_hashes ? kvd_prefix_note_bytes(shape, &note) : 0;
+}
+
 int kvd_rpc_append_payload(
     const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why)
 {
@@ -59,10 +74,14 @@ int kvd_rpc_append_payload(
     if (err == 0) {
         err = kvd_rpc_check_numbers(message->dtype, message->layout, why);
     }
+    if (err == 0) {
+        err = kvd_rpc_check_note(message->token_ids, message->block_hashes, why);
+    }
     if (err != 0) {
         return err;
     }
-    *ret = kvd_append_payload_bytes(session->shape, message->layer_first, message->layer_count,
+    *ret = append_note_bytes(message, session->shape);
+    *ret += kvd_append_payload_bytes(session->shape, message->layer_first, message->layer_count,
         message->token_count, (enum kvarn_dtype)message->dtype);
     return 0;
 }
@@ -123,6 +142,7 @@ void kvd_rpc_append(struct kvd_request *request)
     }
     call->layer_first = message->layer_first;
     call->layer_count = message->layer_count;
+    size_t note_bytes = append_note_bytes(message, call->session->shape);
     struct kvd_append_args args = {.session = call->session,
         .epoch = message->epoch,
         .layer_first = message->layer_first,
@@ -132,8 +152,10 @@ void kvd_rpc_append(struct kvd_request *request)
         .dtype = (enum kvarn_dtype)message->dtype,
         .is_token_major = message->layout == KVARND__LAYOUT__TOKEN_MAJOR,
         .is_rotated = message->rotated,
-        .payload = request->payload,
+        .payload = (const uint8_t *)request->payload + note_bytes,
         .payload_hash = request->payload_hash,
+        .prefix_kind = append_note(message).kind,
+        .prefix_data = note_bytes > 0 ? request->payload : NULL,
         .deadline_ns = request->deadline_ns,
         .ctx = call,
         .done_cb = append_call_done_cb};

@@ -19,6 +19,25 @@ static uint32_t query_tokens_of(const Kvarnd__AppendAttendItem *wire)
     return wire->has_query_tokens ? wire->query_tokens : wire->token_count;
 }
 
+/* What an item says of its tokens before its K and V; `data` is not set. */
+static struct kvd_prefix_note note_of(
+    const Kvarnd__AppendAttend *message, const Kvarnd__AppendAttendItem *wire)
+{
+    return (struct kvd_prefix_note){.start = wire->start,
+        .token_count = wire->token_count,
+        .kind = message->block_hashes ? KVD_PREFIX_HASHES : KVD_PREFIX_TOKENS};
+}
+
+static size_t note_bytes_of(const Kvarnd__AppendAttend *message, const struct kvd_session *session,
+    const Kvarnd__AppendAttendItem *wire)
+{
+    struct kvd_prefix_note note = note_of(message, wire);
+
+    return message->token_ids || message->block_hashes
+               ? kvd_prefix_note_bytes(session->shape, &note)
+               : 0;
+}
+
 static uint64_t kv_bytes_of(const Kvarnd__AppendAttend *message, const struct kvd_session *session,
     const Kvarnd__AppendAttendItem *wire)
 {
@@ -32,6 +51,9 @@ static int message_check(const Kvarnd__AppendAttend *message, struct kvd_failure
 
     if (err == 0) {
         err = kvd_rpc_check_numbers(message->kv_dtype, message->kv_layout, why);
+    }
+    if (err == 0) {
+        err = kvd_rpc_check_note(message->token_ids, message->block_hashes, why);
     }
     if (err == 0 && (message->n_items == 0 || message->n_items > KVARN_BATCH_ITEMS_MAX)) {
         err = kvd_fail(why, KVARN_EINVALID, "items must be 1 to %d, got %zu", KVARN_BATCH_ITEMS_MAX,
@@ -56,7 +78,7 @@ int kvd_rpc_append_attend_payload(
             return why->err;
         }
         err = kvd_rpc_check_tokens(wire->start, wire->token_count, why);
-        bytes += kv_bytes_of(message, session, wire);
+        bytes += note_bytes_of(message, session, wire) + kv_bytes_of(message, session, wire);
         bytes += kvd_attend_q_bytes(message->params, session, query_tokens_of(wire));
         sessions[i] = session;
     }
@@ -114,12 +136,14 @@ static int item_check(struct kvd_attend_item *item, const Kvarnd__AppendAttendIt
     return err;
 }
 
-static void item_begin(struct kvd_attend_item *item, const uint8_t *kv, bool is_inline)
+static void item_begin(struct kvd_attend_item *item, const uint8_t *data, bool is_inline)
 {
     struct kvd_request *request = item->batch->request;
     const Kvarnd__AppendAttend *message = (const void *)request->message;
     const Kvarnd__AppendAttendItem *wire = message->items[item - item->batch->items];
     size_t bytes = (size_t)kv_bytes_of(message, item->session, wire);
+    size_t note_bytes = note_bytes_of(message, item->session, wire);
+    const uint8_t *kv = data + note_bytes;
 
     if (item_check(item, wire) != 0) {
         item_refuse(item);
@@ -137,6 +161,8 @@ static void item_begin(struct kvd_attend_item *item, const uint8_t *kv, bool is_
         .is_batched = !is_inline,
         .payload = kv,
         .payload_hash = is_inline ? XXH3_64bits(kv, bytes) : 0,
+        .prefix_kind = note_of(message, wire).kind,
+        .prefix_data = note_bytes > 0 ? data : NULL,
         .deadline_ns = request->deadline_ns,
         .ctx = item,
         .committed_cb = item_committed_cb,
@@ -184,7 +210,7 @@ static int batch_fill(
         item->first = wire->token_first;
         item->has_last = wire->has_token_last;
         item->last = wire->token_last;
-        kv_bytes += kv_bytes_of(message, session, wire);
+        kv_bytes += note_bytes_of(message, session, wire) + kv_bytes_of(message, session, wire);
     }
     const uint8_t *q = (const uint8_t *)batch->request->payload + kv_bytes;
     for (uint32_t i = 0; i < batch->item_count; i++) {
@@ -220,7 +246,8 @@ void kvd_rpc_append_attend(struct kvd_request *request)
     const uint8_t *kv = request->payload;
     for (uint32_t i = 0; i < batch->item_count; i++) {
         struct kvd_attend_item *item = &batch->items[i];
-        uint64_t bytes = kv_bytes_of(message, item->session, message->items[i]);
+        uint64_t bytes = note_bytes_of(message, item->session, message->items[i]) +
+                         kv_bytes_of(message, item->session, message->items[i]);
         /* What one append may take of the loop's time, for hashing too, is shared by the items. */
         item_begin(item, kv, kv_bytes <= KVD_APPEND_INLINE_BYTES_MAX);
         kv += bytes;

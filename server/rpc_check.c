@@ -173,3 +173,20 @@ int kvd_rpc_check_lifetime(uint64_t ms, uint32_t priority, struct kvd_failure *w
     }
     return 0;
 }
+
+int kvd_rpc_check_note(bool token_ids, bool block_hashes, struct kvd_failure *why)
+{
+    if (token_ids && block_hashes) {
+        return kvd_fail(why, KVARN_EINVALID, "give either token_ids or block_hashes, got both");
+    }
+    return 0;
+}
+
+int kvd_rpc_check_salt(const ProtobufCBinaryData *salt, struct kvd_failure *why)
+{
+    if (salt->len > KVARN_PREFIX_SALT_MAX) {
+        return kvd_fail(why, KVARN_ETOO_LARGE, "salt has at most %d bytes, got %zu",
+            KVARN_PREFIX_SALT_MAX, salt->len);
+    }
+    return 0;
+}

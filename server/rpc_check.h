@@ -50,4 +50,10 @@ struct kvd_session *kvd_rpc_find_session(const struct kvd_request *request, bool
 int kvd_rpc_check_distinct(
     const struct kvd_session **sessions, size_t count, struct kvd_failure *why) KVARN_MUST_CHECK;
 
+/* Not ids and hashes both; in a message that may have either. */
+int kvd_rpc_check_note(bool token_ids, bool block_hashes, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* A salt of at most KVARN_PREFIX_SALT_MAX bytes. */
+int kvd_rpc_check_salt(const ProtobufCBinaryData *salt, struct kvd_failure *why) KVARN_MUST_CHECK;
+
 #endif

@@ -4,10 +4,12 @@
  * Owner: the request. Thread: loop only.
  */
 #include <inttypes.h>
+#include <string.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/conn.h"
+#include "server/prefix_lease.h"
 #include "server/rpc.h"
 #include "server/rpc_check.h"
 #include "server/session_blocks.h"
@@ -43,6 +45,9 @@ static int open_check(const Kvarnd__OpenSession *message, struct kvd_failure *wh
         return kvd_fail(why, KVARN_EINVALID, "unknown encoder %d", (int)message->encoder);
     }
     int err = kvd_rpc_check_lifetime(message->ttl_ms, message->priority, why);
+    if (err == 0) {
+        err = kvd_rpc_check_salt(&message->salt, why);
+    }
     if (err == 0 && message->name != NULL) {
         err = kvd_rpc_check_name(message->name, why);
     }
@@ -91,6 +96,39 @@ static void open_reply(
     kvd_request_reply(request, &reply.base, NULL, 0);
 }
 
+/* Let a new session share, and begin with what a lease holds; others may begin with it too. */
+static int open_share(
+    struct kvd_request *request, struct kvd_session *session, struct kvd_failure *why)
+{
+    const Kvarnd__OpenSession *message = open_message(request);
+    struct kvd_prefix_lease *lease = NULL;
+    struct kvd_prefix_chain root;
+    int err = 0;
+
+    if (message->has_lease) {
+        lease = kvd_prefix_lease_find(kvd_conn_leases(request->conn), message->lease);
+        if (lease == NULL) {
+            return kvd_fail(why, KVARN_ENOT_FOUND, "no lease %" PRIu64, message->lease);
+        }
+        kvd_prefix_chain_init(&request->service->prefixes, session->shape, message->salt.data,
+            message->salt.len, lease->chain.kind, &root);
+        if (lease->shape != session->shape ||
+            memcmp(root.name, lease->root, sizeof(root.name)) != 0) {
+            return kvd_fail(why, KVARN_EINVALID, "the lease is of another shape or salt");
+        }
+    }
+    if (message->share_prefix) {
+        err = kvd_prefix_enable(session, message->salt.data, message->salt.len);
+    }
+    if (err == 0 && lease != NULL) {
+        err = kvd_prefix_begin(session, lease->blocks, &lease->chain);
+    }
+    if (err != 0) {
+        return kvd_session_fail_space(request->service, sizeof(struct kvd_prefix), why);
+    }
+    return 0;
+}
+
 /* A new session of what the message asks for, not in any table; the caller holds its reference. */
 static int open_make(struct kvd_request *request, struct kvd_session **ret, struct kvd_failure *why)
 {
@@ -118,6 +156,13 @@ static int open_make(struct kvd_request *request, struct kvd_session **ret, stru
     struct kvd_session_options options = {
         .encoder = (enum kvarn_encoder)message->encoder, .seal_lag = message->seal_lag};
     int err = kvd_session_create(service, shape, message->name, &options, ret);
+    if (err == 0) {
+        err = open_share(request, *ret, why);
+        if (err != 0) {
+            kvd_session_unref(*ret);
+            return err;
+        }
+    }
     if (err == KVARN_ENOSPC) {
         size_t bytes = sizeof(struct kvd_session) + shape->layer_count * sizeof(struct kvd_layer);
         return kvd_session_fail_space(service, bytes, why);

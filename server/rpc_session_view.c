@@ -5,6 +5,7 @@
  * Owner: the request. Thread: loop only.
  */
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
@@ -176,8 +177,30 @@ static void lifetime_to_wire(const struct kvd_session *session, Kvarnd__InspectS
     reply->missing_last = (uint64_t)session->missing_last * session->shape->group;
 }
 
-static void inspect_reply(struct kvd_request *request, const struct kvd_session *session)
+/* An InspectSession under way; in the request's memory. */
+struct inspect_call {
+    struct kvd_slice slice; /* listed while spans are left to be looked at */
+    struct kvd_request *request;
+    struct kvd_session *session; /* ref */
+    struct kvd_session_shared shared;
+    uint32_t span_idx;
+};
+
+static void sharing_to_wire(const struct inspect_call *call, Kvarnd__InspectSessionReply *reply)
 {
+    reply->has_shared_pages = reply->has_shared_bytes = 1;
+    reply->shared_pages = call->shared.pages;
+    reply->shared_bytes = call->shared.bytes;
+    reply->has_prefix_tokens = reply->has_adopted_blocks = reply->has_share_prefix = 1;
+    reply->prefix_tokens = call->session->prefix_tokens;
+    reply->adopted_blocks = call->session->adopted_blocks;
+    reply->share_prefix = call->session->prefix != NULL;
+}
+
+static void inspect_reply(const struct inspect_call *call)
+{
+    struct kvd_request *request = call->request;
+    const struct kvd_session *session = call->session;
     const struct kvd_shape *shape = session->shape;
     uint64_t lengths[KVARN_LAYERS_MAX], sealed[KVARN_LAYERS_MAX];
     Kvarnd__InspectSessionReply reply = KVARND__INSPECT_SESSION_REPLY__INIT;
@@ -208,20 +231,52 @@ static void inspect_reply(struct kvd_request *request, const struct kvd_session 
     reply.layer_sealed = sealed;
     usage_to_wire(&usage, &reply);
     lifetime_to_wire(session, &reply);
+    sharing_to_wire(call, &reply);
     options_to_wire(session, &reply);
     kvd_request_reply(request, &reply.base, NULL, 0);
+}
+
+/* Look at what is left of the spans, as far as this turn has time. */
+static void inspect_run(struct inspect_call *call)
+{
+    struct kvd_slices *slices = &call->session->service->sessions.slices;
+    struct kvd_session *session = call->session;
+
+    while (!kvd_session_shared_add(session, call->span_idx++, &call->shared)) {
+        if (!kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &call->slice);
+            return;
+        }
+    }
+    inspect_reply(call);
+    kvd_session_unref(session);
+}
+
+static void inspect_slice_run(struct kvd_slice *slice)
+{
+    inspect_run((void *)((uint8_t *)slice - offsetof(struct inspect_call, slice)));
 }
 
 void kvd_rpc_inspect_session(struct kvd_request *request)
 {
     const Kvarnd__InspectSession *message = (const void *)request->message;
+    struct inspect_call *call = kvarn_wire_alloc_take(&request->alloc, sizeof(*call));
     struct kvd_failure why = {0};
-    const struct kvd_session *session =
+    struct kvd_session *session =
         kvd_rpc_find_session(request, message->has_handle, message->handle, message->name, &why);
 
     if (session == NULL) {
         kvd_request_fail(request, &why);
         return;
     }
-    inspect_reply(request, session);
+    if (call == NULL) {
+        kvd_fail(&why, KVARN_ENOMEM, "no memory for the request");
+        kvd_request_fail(request, &why);
+        return;
+    }
+    *call = (struct inspect_call){.slice = {.run = inspect_slice_run},
+        .request = request,
+        .session = kvd_session_ref(session)};
+    kvd_slices_begin(&session->service->sessions.slices);
+    inspect_run(call);
 }

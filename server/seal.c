@@ -110,6 +110,7 @@ static void seal_done(struct kvd_job *job)
     free(seal);
     KVARN_ASSERT(ly->pending > 0);
     ly->pending--;
+    kvd_prefix_advance(session);
     kvd_session_kick(session);
     kvd_session_unref(session);
 }

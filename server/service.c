@@ -98,6 +98,9 @@ int kvd_service_init(
         query_metric_bytes_max(config));
     err = kvd_session_table_init(&service->sessions, service);
     if (err == 0) {
+        err = kvd_prefix_index_init(&service->prefixes, service);
+    }
+    if (err == 0) {
         err = kvd_lifetimes_init(&service->lifetimes, service);
     }
     if (err == 0) {
@@ -132,6 +135,7 @@ void kvd_service_fini(struct kvd_service *service)
     KVARN_ASSERT(service->conn_count == 0 && service->request_count == 0);
     service->io->ops->timer_destroy(service->tick);
     kvd_workers_destroy(service->workers);
+    kvd_prefix_index_fini(&service->prefixes);
     kvd_session_table_fini(&service->sessions);
     kvd_lifetimes_fini(&service->lifetimes);
     kvd_evictor_fini(&service->evictor);
@@ -196,6 +200,7 @@ void kvd_service_gauges_set(struct kvd_service *service)
     kvd_metrics_set(metrics, KVD_METRIC_requests_in_flight, service->request_count);
     kvd_metrics_set(metrics, KVD_METRIC_sessions_open, service->sessions.count);
     kvd_metrics_set(metrics, KVD_METRIC_shapes, service->shapes.count);
+    kvd_metrics_set(metrics, KVD_METRIC_prefix_blocks, service->prefixes.count);
     kvd_metrics_set(metrics, KVD_METRIC_memory_limit_bytes, budget->limit_bytes);
     kvd_metrics_set(metrics, KVD_METRIC_memory_used_bytes, budget->used_bytes);
     kvd_metrics_set(metrics, KVD_METRIC_memory_chunk_bytes, kind_bytes[KVD_BUDGET_CHUNKS]);

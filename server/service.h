@@ -19,6 +19,7 @@
 #include "server/metric_store.h"
 #include "server/metrics.h"
 #include "server/page_store.h"
+#include "server/prefix_index.h"
 #include "server/session_table.h"
 #include "server/shape.h"
 #include "server/workers.h"
@@ -43,6 +44,7 @@ struct kvd_service {
     struct kvd_shape_registry shapes;
     struct kvd_metric_store query_metrics;
     struct kvd_session_table sessions;
+    struct kvd_prefix_index prefixes;
     struct kvd_lifetimes lifetimes;
     struct kvd_evictor evictor;
     struct kvd_metrics metrics;

@@ -69,6 +69,7 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     KVARN_ASSERT(err != 0 || copy != NULL);
     if (err == 0) {
         err = kvd_block_table_clone(service, &from->table, &copy->table);
+        err = err == 0 ? kvd_prefix_copy(from, copy) : err;
         if (err != 0) {
             kvd_session_unref(copy);
         }
@@ -91,14 +92,25 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     copy->missing_first = from->missing_first;
     copy->missing_last = from->missing_last;
     memcpy(copy->pages_by_encoder, from->pages_by_encoder, sizeof(copy->pages_by_encoder));
+    copy->prefix_tokens = from->prefix_tokens;
+    copy->adopted_blocks = from->adopted_blocks;
     *ret = copy;
     return 0;
+}
+
+static void swap_u64(uint64_t *a, uint64_t *b)
+{
+    uint64_t value = *a;
+
+    *a = *b;
+    *b = value;
 }
 
 void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
 {
     struct kvd_block_table table = a->table;
     struct kvd_session_options options = a->options;
+    struct kvd_prefix *prefix = a->prefix;
 
     KVARN_ASSERT(a->shape == b->shape && a->service == b->service);
     a->table = b->table;
@@ -110,6 +122,10 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     a->missing_last = b->missing_last;
     b->missing_first = missing_first;
     b->missing_last = missing_last;
+    a->prefix = b->prefix;
+    b->prefix = prefix;
+    swap_u64(&a->prefix_tokens, &b->prefix_tokens);
+    swap_u64(&a->adopted_blocks, &b->adopted_blocks);
     for (uint32_t i = 0; i < a->shape->layer_count; i++) {
         struct kvd_layer layer = a->layers[i];
         a->layers[i] = b->layers[i];
@@ -118,9 +134,7 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
         a->layers[i].pending = layer.pending;
     }
     for (size_t i = 0; i < sizeof(a->pages_by_encoder) / sizeof(a->pages_by_encoder[0]); i++) {
-        uint64_t pages = a->pages_by_encoder[i];
-        a->pages_by_encoder[i] = b->pages_by_encoder[i];
-        b->pages_by_encoder[i] = pages;
+        swap_u64(&a->pages_by_encoder[i], &b->pages_by_encoder[i]);
     }
 }
 
@@ -150,6 +164,7 @@ void kvd_session_clear(struct kvd_session *session)
     }
     kvd_block_table_clear(session->service, &session->table);
     session->missing_first = session->missing_last = 0;
+    kvd_prefix_disable(session);
 }
 
 void kvd_session_free(struct kvd_session *session)
@@ -276,4 +291,43 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
         usage.reserved_bytes += ly->spare_rows == NULL ? 0 : ls->rows_page_bytes;
     }
     *ret = usage;
+}
+
+/* What the session's layers have in a block, told from their lengths. */
+static void shared_add_block(
+    const struct kvd_session *session, uint32_t block_idx, struct kvd_session_shared *shared)
+{
+    bool is_sink = block_idx < kvd_session_sink_blocks(session);
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        const struct kvd_layer_shape *ls = &session->shape->layers[i];
+        const struct kvd_layer *ly = &session->layers[i];
+        if (block_idx < ly->dropped_blocks ||
+            (uint64_t)block_idx * session->shape->group >= ly->length) {
+            continue;
+        }
+        bool is_tiles = !is_sink && block_idx < ly->sealed_blocks;
+        shared->pages++;
+        shared->bytes += is_tiles ? ls->tile_page_bytes : ls->rows_page_bytes;
+    }
+}
+
+bool kvd_session_shared_add(
+    const struct kvd_session *session, uint32_t span_idx, struct kvd_session_shared *shared)
+{
+    uint32_t first = span_idx * KVD_SPAN_BLOCKS;
+    uint32_t count = kvd_session_block_count(session);
+    uint32_t last = count - first < KVD_SPAN_BLOCKS ? count : first + KVD_SPAN_BLOCKS;
+
+    if (first >= count) {
+        return true;
+    }
+    const struct kvd_span *span = session->table.spans[span_idx];
+    for (uint32_t b = first; b < last; b++) {
+        const struct kvd_block *block = span->blocks[b - first];
+        if (block != NULL && (span->refs > 1 || block->refs > 1)) {
+            shared_add_block(session, b, shared);
+        }
+    }
+    return last == count;
 }

@@ -32,6 +32,7 @@
 #include "server/failure.h"
 #include "server/lifetime.h"
 #include "server/page_store.h"
+#include "server/prefix_index.h"
 #include "server/shape.h"
 #include "server/slices.h"
 
@@ -84,6 +85,9 @@ struct kvd_session {
     struct kvd_block_table table;
     uint32_t missing_first, missing_last; /* blocks that are missing: session_evict.h */
     struct kvd_evict_entry evict;         /* the evictor's */
+    struct kvd_prefix *prefix;            /* owned; NULL: it shares nothing by what it holds */
+    uint64_t prefix_tokens;               /* leading tokens that it began with, by a lease */
+    uint64_t adopted_blocks;      /* blocks replaced by what another session stored before */
     uint64_t pages_by_encoder[4]; /* pages sealed, by enum kvarn_encoder; [0] came as records */
     struct kvd_layer layers[];    /* shape->layer_count */
 };
@@ -205,5 +209,18 @@ struct kvd_session_usage {
     uint64_t reserved_bytes; /* tile pages of blocks that are not, and rows kept for copies */
 };
 void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usage *ret);
+
+/* Pages of blocks that others hold as well: other sessions, or the prefix index. */
+struct kvd_session_shared {
+    uint64_t pages;
+    uint64_t bytes;
+};
+
+/*
+ * Add up one span's blocks; true: it was the last. A span that is shared whole is counted by what
+ * the session's layers keep, others block by block: a microsecond or so.
+ */
+bool kvd_session_shared_add(
+    const struct kvd_session *session, uint32_t span_idx, struct kvd_session_shared *shared);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
@@ -23,6 +24,8 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
 {
     const struct kvd_budget *budget = &service->budget;
 
+    /* What only the prefix index holds goes first; it is freed in slices. */
+    (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
     if (kvd_workers_backlog(service->workers) > 0 ||
         kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes)) {
         why->retry_after_ms = SPACE_RETRY_MS;
@@ -79,6 +82,11 @@ struct kvd_page *kvd_session_swap_tiles(
 
     bl->tiles = tiles;
     return old;
+}
+
+void kvd_session_name_block(struct kvd_session *session, uint32_t block_idx, const uint8_t *name)
+{
+    memcpy(own_block_at(session, block_idx)->name, name, KVD_BLOCK_NAME_BYTES);
 }
 
 static int block_fill(
@@ -194,6 +202,7 @@ static int copy_fill(struct kvd_session *session, uint32_t block_idx, const stru
     copy->state = block->state;
     copy->miss_reason = block->miss_reason;
     copy->rows_count = block->rows_count;
+    memcpy(copy->name, block->name, sizeof(copy->name));
     return 0;
 }
 

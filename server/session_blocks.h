@@ -73,6 +73,9 @@ struct kvd_page *kvd_session_swap_rows(
 struct kvd_page *kvd_session_swap_tiles(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *tiles);
 
+/* Give a block, the session's own, the name of what it holds (KVD_BLOCK_NAME_BYTES). */
+void kvd_session_name_block(struct kvd_session *session, uint32_t block_idx, const uint8_t *name);
+
 /* Drop the rows of a layer's block, the session's own, whose tiles hold it now. */
 void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx);
 

@@ -165,6 +165,11 @@ static void inspect_json(struct json *json, const struct kvarn_inspect_session_r
     json_u64(json, "pinned_bytes", r->pinned_bytes);
     json_u64(json, "missing_first", r->missing_first);
     json_u64(json, "missing_last", r->missing_last);
+    json_u64(json, "shared_pages", r->shared_pages);
+    json_u64(json, "shared_bytes", r->shared_bytes);
+    json_u64(json, "prefix_tokens", r->prefix_tokens);
+    json_u64(json, "adopted_blocks", r->adopted_blocks);
+    json_bool(json, "share_prefix", r->share_prefix);
     json_object_close(json);
 }
 

@@ -8,20 +8,12 @@
 
 #include <xxhash.h>
 
+#include "client/src/call_pack.h"
 #include "kvarnd.pb-c.h"
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 
 #define CLIENT_NAME "libkvarn_client"
-
-/* What every builder ends with: the message, and the payload where the call has one. */
-struct pack_in {
-    enum kvarn_frame_type type;
-    const ProtobufCMessage *message;
-    uint32_t deadline_ms;
-    const struct kvarn_span *payload;
-    size_t payload_count;
-};
 
 static int payload_sum(const struct pack_in *in, uint64_t *ret_bytes)
 {
@@ -36,7 +28,7 @@ static int payload_sum(const struct pack_in *in, uint64_t *ret_bytes)
     return 0;
 }
 
-static int call_pack(const struct pack_in *in, struct kvarn_call **ret_call)
+int kvarn__call_pack(const struct pack_in *in, struct kvarn_call **ret_call)
 {
     size_t message_bytes = protobuf_c_message_get_packed_size(in->message);
     uint64_t payload_bytes = 0;
@@ -123,31 +115,13 @@ uint64_t kvarn__call_frame_bytes(const struct kvarn_call *call)
     return call->head_bytes + call->payload_bytes + call->trailer_bytes;
 }
 
-/* Every request has deadline_ms; this sets it where one was given. */
-#define SET_DEADLINE(message, deadline)                                                   \
-    do {                                                                                  \
-        (message).has_deadline_ms = (deadline) != 0 && (deadline) != KVARN_DEADLINE_NONE; \
-        (message).deadline_ms = (message).has_deadline_ms ? (deadline) : 0;               \
-    } while (0)
-
-/* protobuf-c's strings are char * though packing only reads them. */
-static char *text_of(const char *text)
-{
-    union {
-        const char *in;
-        char *out;
-    } u = {.in = text};
-
-    return u.out;
-}
-
 /* Pack a message that takes no payload. */
-static int call_plain(enum kvarn_frame_type type, const ProtobufCMessage *message,
+int kvarn__call_plain(enum kvarn_frame_type type, const ProtobufCMessage *message,
     uint32_t deadline_ms, struct kvarn_call **ret_call)
 {
     const struct pack_in in = {.type = type, .message = message, .deadline_ms = deadline_ms};
 
-    return call_pack(&in, ret_call);
+    return kvarn__call_pack(&in, ret_call);
 }
 
 int kvarn_call_hello(
@@ -160,7 +134,7 @@ int kvarn_call_hello(
     m.features = features;
     m.n_features = args->payload_xxh3 ? 1 : 0;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_HELLO, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_HELLO, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_ping(uint32_t deadline_ms, struct kvarn_call **ret_call)
@@ -168,7 +142,7 @@ int kvarn_call_ping(uint32_t deadline_ms, struct kvarn_call **ret_call)
     Kvarnd__Ping m = KVARND__PING__INIT;
 
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_PING, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_PING, &m.base, deadline_ms, ret_call);
 }
 
 static void layer_group_fill(Kvarnd__LayerGroup *to, const struct kvarn_layer_group *from)
@@ -206,7 +180,7 @@ static int metric_pack(const struct kvarn_register_metric_args *args, Kvarnd__Sh
         .payload = args->payload,
         .payload_count = args->payload_count};
 
-    return call_pack(&in, ret_call);
+    return kvarn__call_pack(&in, ret_call);
 }
 
 int kvarn_call_register_shape(
@@ -271,7 +245,7 @@ int kvarn_call_read_metric(
     m.has_layer_count = args->layer_count != 0;
     m.layer_count = args->layer_count;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_READ_METRIC, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_READ_METRIC, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_open_session(
@@ -296,8 +270,14 @@ int kvarn_call_open_session(
     m.ttl_ms = args->ttl_ms;
     m.has_priority = args->priority != 0;
     m.priority = args->priority;
+    m.has_share_prefix = args->share_prefix;
+    m.share_prefix = args->share_prefix;
+    m.has_salt = args->salt_bytes != 0;
+    m.salt = bytes_of(args->salt, args->salt_bytes);
+    m.has_lease = args->lease != 0;
+    m.lease = args->lease;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_OPEN_SESSION, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_OPEN_SESSION, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_append(
@@ -321,8 +301,10 @@ int kvarn_call_append(
     m.layout = (Kvarnd__Layout)args->layout;
     m.has_rotated = args->rotated;
     m.rotated = args->rotated;
+    m.has_token_ids = m.token_ids = args->token_ids;
+    m.has_block_hashes = m.block_hashes = args->block_hashes;
     SET_DEADLINE(m, deadline_ms);
-    return call_pack(&in, ret_call);
+    return kvarn__call_pack(&in, ret_call);
 }
 
 int kvarn_call_append_tiles(
@@ -356,7 +338,7 @@ int kvarn_call_append_tiles(
     m.runs = pointers;
     m.n_runs = args->run_count;
     SET_DEADLINE(m, deadline_ms);
-    err = call_pack(&in, ret_call);
+    err = kvarn__call_pack(&in, ret_call);
 out:
     free(runs);
     free(pointers);
@@ -385,7 +367,7 @@ int kvarn_call_read_blocks(
     m.what = (Kvarnd__ReadWhat)args->what;
     m.layout = (Kvarnd__Layout)args->layout;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_READ_BLOCKS, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_READ_BLOCKS, &m.base, deadline_ms, ret_call);
 }
 
 static void attend_params_fill(Kvarnd__AttendParams *to, const struct kvarn_attend_params *from)
@@ -457,7 +439,7 @@ int kvarn_call_attend(
     m.items = pointers;
     m.n_items = args->item_count;
     SET_DEADLINE(m, deadline_ms);
-    err = call_pack(&in, ret_call);
+    err = kvarn__call_pack(&in, ret_call);
     if (err == 0)
         (*ret_call)->lse_count = query_tokens * args->params.q_heads;
 out:
@@ -520,8 +502,10 @@ int kvarn_call_append_attend(
     m.kv_layout = (Kvarnd__Layout)args->kv_layout;
     m.has_kv_rotated = args->kv_rotated;
     m.kv_rotated = args->kv_rotated;
+    m.has_token_ids = m.token_ids = args->token_ids;
+    m.has_block_hashes = m.block_hashes = args->block_hashes;
     SET_DEADLINE(m, deadline_ms);
-    err = call_pack(&in, ret_call);
+    err = kvarn__call_pack(&in, ret_call);
     if (err == 0)
         (*ret_call)->lse_count = query_tokens * args->params.q_heads;
 out:
@@ -541,114 +525,7 @@ int kvarn_call_truncate(
     m.epoch = args->session->epoch;
     m.length = args->length;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_TRUNCATE, &m.base, deadline_ms, ret_call);
-}
-
-static void fork_item_fill(Kvarnd__ForkItem *to, const struct kvarn_fork_item *from)
-{
-    kvarnd__fork_item__init(to);
-    to->handle = from->session->handle;
-    to->has_epoch = 1;
-    to->epoch = from->session->epoch;
-    to->name = text_of(from->name);
-    to->has_length = from->length != KVARN_TOKEN_DEFAULT;
-    to->length = from->length;
-    to->has_mode = 1;
-    to->mode = (Kvarnd__OpenMode)from->mode;
-}
-
-int kvarn_call_fork(
-    const struct kvarn_fork_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
-{
-    Kvarnd__Fork m = KVARND__FORK__INIT;
-    Kvarnd__ForkItem *items = NULL;
-    Kvarnd__ForkItem **pointers = NULL;
-    int err = KVARN_ENOMEM;
-
-    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX)
-        return KVARN_EINVALID;
-    items = calloc(args->item_count, sizeof *items);
-    pointers = calloc(args->item_count, sizeof *pointers);
-    if (items == NULL || pointers == NULL)
-        goto out;
-    for (size_t i = 0; i < args->item_count; i++) {
-        err = KVARN_EINVALID;
-        if (args->items[i].session == NULL)
-            goto out;
-        fork_item_fill(&items[i], &args->items[i]);
-        pointers[i] = &items[i];
-    }
-    m.items = pointers;
-    m.n_items = args->item_count;
-    SET_DEADLINE(m, deadline_ms);
-    err = call_plain(KVARN_FRAME_FORK, &m.base, deadline_ms, ret_call);
-out:
-    free(items);
-    free(pointers);
-    return err;
-}
-
-/* What the items of a Reorder point at: one entry a member, in their order. */
-struct reorder_arrays {
-    uint64_t handles[KVARN_BATCH_ITEMS_MAX];
-    uint64_t epochs[KVARN_BATCH_ITEMS_MAX];
-    uint32_t sources[KVARN_BATCH_ITEMS_MAX];
-    Kvarnd__ReorderItem items[KVARN_BATCH_ITEMS_MAX];
-    Kvarnd__ReorderItem *pointers[KVARN_BATCH_ITEMS_MAX];
-};
-
-static int reorder_fill(struct reorder_arrays *arrays, const struct kvarn_reorder_args *args)
-{
-    size_t item_count = args->item_members == NULL ? 1 : args->item_count;
-    size_t first = 0;
-
-    for (size_t i = 0; i < args->member_count; i++) {
-        if (args->members[i].session == NULL)
-            return KVARN_EINVALID;
-        arrays->handles[i] = args->members[i].session->handle;
-        arrays->epochs[i] = args->members[i].session->epoch;
-        arrays->sources[i] = args->members[i].source;
-    }
-    for (size_t i = 0; i < item_count; i++) {
-        Kvarnd__ReorderItem *item = &arrays->items[i];
-        size_t count = args->item_members == NULL ? args->member_count : args->item_members[i];
-
-        if (count > args->member_count - first)
-            return KVARN_EINVALID;
-        kvarnd__reorder_item__init(item);
-        item->n_handles = item->n_epochs = item->n_sources = count;
-        item->handles = &arrays->handles[first];
-        item->epochs = &arrays->epochs[first];
-        item->sources = &arrays->sources[first];
-        arrays->pointers[i] = item;
-        first += count;
-    }
-    return first == args->member_count ? 0 : KVARN_EINVALID;
-}
-
-int kvarn_call_reorder(
-    const struct kvarn_reorder_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
-{
-    Kvarnd__Reorder m = KVARND__REORDER__INIT;
-    struct reorder_arrays *arrays;
-    int err;
-
-    if (args->member_count == 0 || args->member_count > KVARN_BATCH_ITEMS_MAX ||
-        (args->item_members != NULL &&
-            (args->item_count == 0 || args->item_count > args->member_count)))
-        return KVARN_EINVALID;
-    arrays = calloc(1, sizeof *arrays);
-    if (arrays == NULL)
-        return KVARN_ENOMEM;
-    err = reorder_fill(arrays, args);
-    if (err == 0) {
-        m.items = arrays->pointers;
-        m.n_items = args->item_members == NULL ? 1 : args->item_count;
-        SET_DEADLINE(m, deadline_ms);
-        err = call_plain(KVARN_FRAME_REORDER, &m.base, deadline_ms, ret_call);
-    }
-    free(arrays);
-    return err;
+    return kvarn__call_plain(KVARN_FRAME_TRUNCATE, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_close_session(
@@ -660,7 +537,7 @@ int kvarn_call_close_session(
         return KVARN_EINVALID;
     m.handle = args->session->handle;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_CLOSE_SESSION, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_CLOSE_SESSION, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_drop_session(
@@ -674,7 +551,7 @@ int kvarn_call_drop_session(
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_DROP_SESSION, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_DROP_SESSION, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_touch(
@@ -692,7 +569,7 @@ int kvarn_call_touch(
     m.has_priority = args->priority != KVARN_TOUCH_KEEP;
     m.priority = args->priority > UINT32_MAX ? UINT32_MAX : (uint32_t)args->priority;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_TOUCH, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_TOUCH, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_pin(
@@ -710,7 +587,7 @@ int kvarn_call_pin(
     m.has_unpin = args->unpin;
     m.unpin = args->unpin;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_PIN, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_PIN, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_evict(
@@ -726,7 +603,7 @@ int kvarn_call_evict(
     m.has_blocks = args->blocks != 0;
     m.blocks = args->blocks;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_EVICT, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_EVICT, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_list_sessions(
@@ -739,7 +616,7 @@ int kvarn_call_list_sessions(
     m.has_limit = args->limit != 0;
     m.limit = args->limit;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_LIST_SESSIONS, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_LIST_SESSIONS, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_inspect_session(const struct kvarn_inspect_session_args *args, uint32_t deadline_ms,
@@ -753,7 +630,7 @@ int kvarn_call_inspect_session(const struct kvarn_inspect_session_args *args, ui
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_INSPECT_SESSION, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_INSPECT_SESSION, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_stats(uint32_t deadline_ms, struct kvarn_call **ret_call)
@@ -761,7 +638,7 @@ int kvarn_call_stats(uint32_t deadline_ms, struct kvarn_call **ret_call)
     Kvarnd__Stats m = KVARND__STATS__INIT;
 
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_STATS, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_STATS, &m.base, deadline_ms, ret_call);
 }
 
 int kvarn_call_cancel(
@@ -771,5 +648,5 @@ int kvarn_call_cancel(
 
     m.request_id = args->request_id;
     SET_DEADLINE(m, deadline_ms);
-    return call_plain(KVARN_FRAME_CANCEL, &m.base, deadline_ms, ret_call);
+    return kvarn__call_plain(KVARN_FRAME_CANCEL, &m.base, deadline_ms, ret_call);
 }

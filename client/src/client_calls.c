@@ -161,7 +161,7 @@ static int open_perform(struct kvarn_client *client, const struct kvarn_open_ses
             .args = &now,
             .result = result,
             .is_repeatable = is_repeatable,
-            .is_bound = args->shape_id != 0,
+            .is_bound = args->shape_id != 0 || args->lease != 0,
         };
 
         if (args->shape_id != 0) {
@@ -481,6 +481,26 @@ int kvarn_client_reorder(struct kvarn_client *client, const struct kvarn_reorder
     if (ret != NULL)
         *ret = result;
     return 0;
+}
+
+int kvarn_client_match_prefix(struct kvarn_client *client,
+    const struct kvarn_match_prefix_args *args, struct kvarn_match_prefix_result *ret)
+{
+    struct kvarn_match_prefix_args now = *args;
+    struct kvarn_match_prefix_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_MATCH_PREFIX,
+        .args = &now,
+        .result = &result,
+        .is_bound = true,
+    };
+    int err = shape_ready(client, args->shape_id, &now.shape_id);
+
+    if (err == 0)
+        err = kvarn__client_perform(client, &exchange);
+    if (err == 0 && ret != NULL)
+        *ret = result;
+    return err;
 }
 
 static void session_forget(struct kvarn_client *client, struct kvarn_session *pub)

@@ -32,6 +32,8 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_fork(args, deadline_ms, ret_call);
     case KVARN_FRAME_REORDER:
         return kvarn_call_reorder(args, deadline_ms, ret_call);
+    case KVARN_FRAME_MATCH_PREFIX:
+        return kvarn_call_match_prefix(args, deadline_ms, ret_call);
     case KVARN_FRAME_CLOSE_SESSION:
         return kvarn_call_close_session(args, deadline_ms, ret_call);
     case KVARN_FRAME_DROP_SESSION:
@@ -97,6 +99,8 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
         return kvarn_reply_fork(reply, result);
     case KVARN_FRAME_REORDER:
         return kvarn_reply_reorder(reply, result);
+    case KVARN_FRAME_MATCH_PREFIX:
+        return kvarn_reply_match_prefix(reply, result);
     case KVARN_FRAME_CLOSE_SESSION:
     case KVARN_FRAME_DROP_SESSION:
         return bare_parse(reply, type);

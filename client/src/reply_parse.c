@@ -316,6 +316,17 @@ int kvarn_reply_evict(struct kvarn_reply *reply, struct kvarn_evict_result *ret)
     return 0;
 }
 
+int kvarn_reply_match_prefix(struct kvarn_reply *reply, struct kvarn_match_prefix_result *ret)
+{
+    OPEN(m, MatchPrefixReply, reply, KVARN_FRAME_MATCH_PREFIX);
+    *ret = (struct kvarn_match_prefix_result){
+        .tokens = m->tokens,
+        .lease = m->lease,
+        .lease_ms = m->lease_ms,
+    };
+    return 0;
+}
+
 static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__SessionSummary *from)
 {
     *to = (struct kvarn_session_summary){
@@ -474,6 +485,11 @@ int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_
     result.pinned_bytes = m->pinned_bytes;
     result.missing_first = m->missing_first;
     result.missing_last = m->missing_last;
+    result.shared_pages = m->shared_pages;
+    result.shared_bytes = m->shared_bytes;
+    result.prefix_tokens = m->prefix_tokens;
+    result.adopted_blocks = m->adopted_blocks;
+    result.share_prefix = m->share_prefix;
     *ret = result;
     return 0;
 }

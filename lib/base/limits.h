@@ -34,7 +34,11 @@
 #define KVARN_SESSION_NAME_MAX 256
 #define KVARN_SESSION_TOKENS_MAX \
     (UINT64_C(1) << 27) /* 134 M tokens: far above any context length */
-#define KVARN_SESSIONS_MAX 1000000
+#define KVARN_SESSIONS_MAX        1000000
+#define KVARN_PREFIX_SALT_MAX     256     /* bytes: LoRA, RoPE scaling, hashes of images */
+#define KVARN_PREFIX_BLOCKS_MAX   1000000 /* entries of the prefix index */
+#define KVARN_PREFIX_LEASES_MAX   1024    /* of a connection */
+#define KVARN_PREFIX_LEASE_MS_MAX 3600000
 #define KVARN_LIFETIME_MS_MAX \
     (UINT64_C(366) * 24 * 3600 * 1000) /* longest TTL and pin: a year; fits 64 bits of ns */
 

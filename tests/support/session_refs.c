@@ -69,6 +69,16 @@ void kvt_refs_add_session(struct kvt_refs *refs, const struct kvd_session *sessi
     }
 }
 
+static void index_walk_cb(void *ctx, const struct kvd_block *block)
+{
+    kvt_refs_add_block(ctx, block);
+}
+
+void kvt_refs_add_index(struct kvt_refs *refs, const struct kvd_prefix_index *index)
+{
+    kvd_prefix_index_walk(index, index_walk_cb, refs);
+}
+
 static int ref_compare(const void *a, const void *b)
 {
     const struct kvt_ref *left = a, *right = b;

@@ -26,6 +26,7 @@ void kvt_refs_add_session(struct kvt_refs *refs, const struct kvd_session *sessi
 /* References of others: a reader's page, a block that an index holds. */
 void kvt_refs_add_page(struct kvt_refs *refs, const struct kvd_page *page);
 void kvt_refs_add_block(struct kvt_refs *refs, const struct kvd_block *block);
+void kvt_refs_add_index(struct kvt_refs *refs, const struct kvd_prefix_index *index);
 
 /*
  * After everything was added: objects whose count is not the number of references found, and, if

@@ -108,6 +108,8 @@ void kvt_rig_settle(struct kvt_rig *rig)
 void kvt_rig_fini(struct kvt_rig *rig)
 {
     kvt_rig_settle(rig);
+    kvd_prefix_index_fini(&rig->service.prefixes);
+    kvt_rig_settle(rig);
     (void)kvd_page_store_reclaim(&rig->service.pages, UINT64_MAX);
     if (rig->service.sessions.count == 0) {
         /* What was learnt of queries outlives the sessions; kvd_service_fini() sees to it. */
@@ -267,6 +269,8 @@ int kvt_append_begin(struct kvt_rig *rig, struct kvt_append *append)
         .payload = append->payload,
         .payload_hash =
             append->is_batched ? 0 : XXH3_64bits(append->payload, append->payload_bytes),
+        .prefix_kind = append->prefix_kind,
+        .prefix_data = append->prefix_data,
         .deadline_ns = append->deadline_ns,
         .ctx = append,
         .committed_cb = append->committed_cb == NULL ? NULL : append_committed_cb,

@@ -97,6 +97,8 @@ struct kvt_append {
     bool is_rotated;
     bool is_batched;
     struct kvt_values values;
+    enum kvd_prefix_kind prefix_kind;
+    const void *prefix_data; /* borrowed; NULL: nothing is said of the tokens */
     uint64_t epoch;
     uint64_t deadline_ns;
     void (*committed_cb)(void *ctx, uint32_t sealed_blocks);

@@ -53,6 +53,7 @@ void kvt_host_fini(struct kvt_host *host)
         (session = kvd_session_table_next(&service->sessions, KVD_TENANT_DEFAULT, NULL)) != NULL) {
         kvd_session_table_drop(&service->sessions, session);
     }
+    kvd_prefix_index_fini(&service->prefixes);
     kvt_host_settle(host);
     KVARN_ASSERT(service->sessions.count == 0);
     (void)kvd_page_store_reclaim(&service->pages, UINT64_MAX);

@@ -19,8 +19,8 @@ TYPES = {
     "error": 0, "hello": 1, "ping": 2, "register_shape": 3, "open_session": 4, "append": 5,
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
-    "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "touch": 20,
-    "pin": 21, "evict": 22, "read_metric": 26,
+    "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "match_prefix": 19,
+    "touch": 20, "pin": 21, "evict": 22, "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -256,6 +256,16 @@ def good_session():
     yield "reorder_reply", "reorder", REPLY, 34, [
         status(), message(2, "items", status(), packed(2, "epochs", [7, 10, 11]),
                           packed(3, "lengths", [300, 300, 301]))], b""
+    yield "open_session_prefix", "open_session", 0, 35, [
+        number(2, "shape_id", 1), flag(9, "share_prefix", True), raw(10, "salt", b"lora-7"),
+        number(11, "lease", 3)], b""
+    yield "match_prefix", "match_prefix", 0, 36, [
+        number(1, "shape_id", 1), raw(2, "salt", b"lora-7"), number(3, "token_count", 8),
+        number(5, "lease_ms", 10000)], struct.pack("<8I", *range(100, 108))
+    yield "match_prefix_hashes", "match_prefix", XXH3, 37, [
+        number(1, "shape_id", 1), number(4, "hash_count", 1)], bytes(range(32))
+    yield "match_prefix_reply", "match_prefix", REPLY, 36, [
+        status(), number(2, "tokens", 256), number(3, "lease", 3), number(4, "lease_ms", 10000)], b""
     yield "close_session", "close_session", 0, 8, [number(1, "handle", 1)], b""
     yield "close_session_reply", "close_session", REPLY, 8, [status()], b""
     yield "open_session_mortal", "open_session", 0, 40, [

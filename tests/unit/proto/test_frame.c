@@ -193,6 +193,7 @@ static void types_keep_their_numbers_and_labels(void **state)
     assert_int_equal(KVARN_FRAME_CANCEL, 16);
     assert_int_equal(KVARN_FRAME_FORK, 17);
     assert_int_equal(KVARN_FRAME_REORDER, 18);
+    assert_int_equal(KVARN_FRAME_MATCH_PREFIX, 19);
     assert_int_equal(KVARN_FRAME_TOUCH, 20);
     assert_int_equal(KVARN_FRAME_PIN, 21);
     assert_int_equal(KVARN_FRAME_EVICT, 22);
