@@ -367,6 +367,7 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
     page->filled_tokens = 0;
     page->page_class = (uint8_t)page_class;
     page->encoder = 0;
+    page->metric_version = 0;
     UNPOISON(page->data, page_bytes);
     store->classes[page_class].pages++;
     store->classes[page_class].bytes += page_bytes;

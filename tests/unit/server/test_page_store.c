@@ -172,12 +172,14 @@ static void semantics_26_a_taken_page_looks_new(void **state)
     page->checksum = 77;
     page->filled_tokens = 5;
     page->encoder = 2;
+    page->metric_version = 9;
     kvd_page_unref(&fx.store, page);
     struct kvd_page *again = take(&fx, 1, 4096);
     assert_ptr_equal(again, page);
     assert_int_equal(again->checksum, 0);
     assert_int_equal(again->filled_tokens, 0);
     assert_int_equal(again->encoder, 0);
+    assert_int_equal(again->metric_version, 0);
     kvd_page_unref(&fx.store, again);
     fixture_fini(&fx);
 }
