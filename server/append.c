@@ -14,12 +14,17 @@
 #include "lib/base/assert.h"
 #include "server/append_plan.h"
 #include "server/cache_line.h"
+#include "server/kernel_cost.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 #include "server/session_evict.h"
 
 /* Payload per job: large enough that the 50 us of a wake-up do not count. */
 #define JOB_BYTES_MIN (256 * 1024)
+
+/* SEMANTICS.md 18. */
+#define INLINE_BYTES_MAX (64 * 1024)
+#define INLINE_NS_MAX    30000
 
 struct append_job {
     struct kvd_job job; /* first: the worker's handle */
@@ -53,6 +58,14 @@ struct kvd_append {
     uint32_t job_count;
     uint32_t jobs_left;
 };
+
+size_t kvd_append_inline_bytes_max(void)
+{
+    /* Of halves, which have most values a byte. */
+    size_t bytes = (size_t)INLINE_NS_MAX * 1000 / kvd_kernel_cost()->append_ps * sizeof(uint16_t);
+
+    return bytes < INLINE_BYTES_MAX ? bytes : INLINE_BYTES_MAX;
+}
 
 static void append_destroy(struct kvd_append *append)
 {
@@ -341,7 +354,7 @@ static void append_cut(struct kvd_append *append, bool is_one_job)
 
 static void append_run(struct kvd_append *append)
 {
-    bool is_inline = append->plan.src_bytes <= KVD_APPEND_INLINE_BYTES_MAX && !append->is_batched;
+    bool is_inline = append->plan.src_bytes <= kvd_append_inline_bytes_max() && !append->is_batched;
 
     append_cut(append, is_inline);
     append->jobs_left = append->job_count;

@@ -18,6 +18,7 @@
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/cache_line.h"
+#include "server/kernel_cost.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 
@@ -37,9 +38,9 @@
  * many (SEMANTICS.md 18), and items take turns on the workers. */
 #define JOBS_IN_FLIGHT_MAX 64
 
-/* What the loop may compute itself, in multiply-adds: 50 us, the price of a wake-up, at 4 a
- * nanosecond, which the exact float kernels reach on one core (SEMANTICS.md 18 allows 100 us). */
-#define INLINE_MADDS_MAX (UINT64_C(50000) * 4)
+/* What the loop may compute itself: the price of a wake-up (SEMANTICS.md 18 allows 100 us, of which
+ * an append and a sample of queries in the same callback take the rest). */
+#define INLINE_NS_MAX 50000
 
 /* Dot products stay below 7e11 (kvarn/attention.h), and logits must stay finite. */
 #define SCALE_MAX 4e26f
@@ -451,14 +452,38 @@ static void attend_run(struct attend *attend)
     attend_merge(attend);
 }
 
-/* Whether the loop does it: walk of all rows over what they may see, and the merge. */
+/* Tokens of [low, high) that lie in [first, last). */
+static uint64_t tokens_within(uint64_t low, uint64_t high, uint64_t first, uint64_t last)
+{
+    low = low > first ? low : first;
+    high = high < last ? high : last;
+    return high > low ? high - low : 0;
+}
+
+/* What the kernels take for it on one core: walks of all rows over what they may see, and edges. */
+static double attend_cost_ns(const struct attend *attend, uint64_t low)
+{
+    const struct kvd_kernel_cost *cost = kvd_kernel_cost();
+    const struct kvd_attend_args *args = &attend->args;
+    const struct kvd_walk_cost *tile =
+        args->accuracy == KVARN_ACCURACY_EXACT ? &cost->exact : &cost->fast;
+    double group = attend->ls->spec.group;
+    double rows = (double)attend->gqa * args->q_tokens; /* of one KV head */
+    double dims = (double)attend->ls->spec.k_dim + attend->ls->spec.v_dim;
+    double chunks = attend->chunk_count;
+    double tiles = (double)tokens_within(low, attend->high, (uint64_t)(attend->sink_blocks * group),
+        (uint64_t)(args->sealed_blocks * group));
+    double halves = (double)(attend->high - low) - tiles;
+    double walk_ps = tiles * (tile->value_ps * chunks + tile->row_ps * rows) +
+                     halves * (cost->half.value_ps * chunks + cost->half.row_ps * rows);
+
+    return attend->ls->kv_heads * dims * (walk_ps + rows * cost->edge_ps) / 1000;
+}
+
+/* Whether the loop does it. */
 static bool is_small(const struct attend *attend, uint64_t low)
 {
-    uint64_t rows = (uint64_t)attend->args.q_heads * attend->args.q_tokens;
-    uint64_t dims = (uint64_t)attend->ls->spec.k_dim + attend->ls->spec.v_dim;
-
-    /* 16: rotating q and out costs about as much per row as 16 tokens. */
-    return !attend->args.is_batched && rows * dims * (attend->high - low + 16) <= INLINE_MADDS_MAX;
+    return !attend->args.is_batched && attend_cost_ns(attend, low) <= INLINE_NS_MAX;
 }
 
 /* Fill in counts from the arguments; `ret` is on the stack yet. */

@@ -10,12 +10,10 @@
 #include <xxhash.h>
 
 #include "lib/base/assert.h"
+#include "server/kernel_cost.h"
 
 /* Copying and checking bytes that are not in a cache: 8 a nanosecond. */
 #define COPY_BYTES_PER_NS 8
-
-/* Decoding or widening a value, rotating it back, rounding it: the scalar code's rate. */
-#define CONVERT_VALUE_NS 4
 
 struct kvd_read_format kvd_read_format_stored(void)
 {
@@ -54,7 +52,8 @@ uint64_t kvd_read_unit_ns(const struct kvd_read_unit *unit, const struct kvd_rea
         return kvd_read_rows_bytes(ls, format, unit->row_count) / COPY_BYTES_PER_NS;
     }
     uint32_t rows = unit->is_tiles ? ls->spec.group : unit->row_count; /* tiles decode whole */
-    return page_ns + format_dims(ls, format) * ls->kv_heads * rows * CONVERT_VALUE_NS;
+    uint64_t values = format_dims(ls, format) * ls->kv_heads * rows;   /* < 2^25 of a block */
+    return page_ns + values * kvd_kernel_cost()->read_ps / 1000;
 }
 
 size_t kvd_read_scratch_bytes(const struct kvd_layer_shape *ls)

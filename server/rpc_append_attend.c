@@ -249,7 +249,7 @@ void kvd_rpc_append_attend(struct kvd_request *request)
         uint64_t bytes = note_bytes_of(message, item->session, message->items[i]) +
                          kv_bytes_of(message, item->session, message->items[i]);
         /* What one append may take of the loop's time, for hashing too, is shared by the items. */
-        item_begin(item, kv, kv_bytes <= KVD_APPEND_INLINE_BYTES_MAX);
+        item_begin(item, kv, kv_bytes <= kvd_append_inline_bytes_max());
         kv += bytes;
     }
     kvd_attend_batch_part_done(batch);

@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"attention", "attention on tiles against fp16, bf16, OpenBLAS and a plain read",
         kvb_attention},
     {"codec", "encode, decode and rotate: GB/s of fp16 per level and encoder", kvb_codec},
+    {"costs", "what the daemon's loop reckons that kernels cost, beside what they do", kvb_costs},
     {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
 };
