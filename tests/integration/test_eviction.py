@@ -1,7 +1,11 @@
 """Eviction and lifetimes through the socket: what is gone is a MISS, what is there is right."""
+import datetime
+import struct
+
 import numpy as np
 import pytest
 
+from support import settings
 from support.frame import pb
 from support.session import Session, Shape, register
 from support.wire import Refused
@@ -164,3 +168,52 @@ def test_bad_lifetimes_are_refused(daemon, connect):
         assert conn.ask(message).code == "INVALID"
     assert conn.ask(pb.Evict(name="t")).code == "NOT_FOUND"
     session.drop()
+
+
+class Wall:
+    """The wall clock of a daemon, to be moved."""
+
+    def __init__(self, path):
+        self.path = path
+        self.jump(0)
+
+    def env(self):
+        return {"LD_PRELOAD": str(settings.BIN / "libkvt_clock_jump.so"),
+                "KVT_CLOCK_JUMP": str(self.path)}
+
+    def jump(self, days):
+        with open(self.path, "r+b" if self.path.exists() else "wb") as file:
+            file.write(struct.pack("<q", days * 86400))
+
+
+def log_day(daemon):
+    """The date of the last line that the daemon logged."""
+    return datetime.date.fromisoformat(daemon.log().splitlines()[-1][:10])
+
+
+@pytest.mark.deadline(60)
+def test_p12_jumps_of_the_clock_do_not_matter(start, connect, tmp_path):
+    """The wall clock goes 10 days ahead and then 20 back: TTLs and pins count on as they did."""
+    wall = Wall(tmp_path / "wall")
+    daemon = start("--log-level", "debug", env=wall.env())
+    if daemon.is_sanitized():
+        pytest.skip("a sanitizer wants to be the first library")
+    conn, retries, today = connect(daemon), [], log_day(daemon)
+    fill(conn, 1, retries)
+    conn.call(pb.Touch(name="s0", ttl_ms=3600000))
+    conn.call(pb.OpenSession(name="brief", shape_id=register(conn, BIG), ttl_ms=1500))
+    conn.call(pb.Pin(name="s0", pin_ms=1800000))
+    for days in (10, -10):
+        wall.jump(days)
+        connect(daemon).sock.close()  # which it logs, by its clock
+        began = conn.ping().uptime_ms
+        while conn.ping().uptime_ms < began + 300:
+            pass
+        summary = conn.call(pb.InspectSession(name="s0")).message.summary
+        assert 1790000 < summary.pin_left_ms <= 1800000
+        assert 3590000 < summary.ttl_left_ms <= 3600000
+        assert log_day(daemon) == today + datetime.timedelta(days=days)  # it did jump
+    assert conn.counter("sessions_expired") == 0
+    while conn.counter("sessions_expired") == 0:
+        pass
+    assert [s.name for s in conn.call(pb.ListSessions()).message.sessions] == ["s0"]
