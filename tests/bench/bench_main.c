@@ -26,6 +26,7 @@ static const struct command commands[] = {
     {"costs", "what the daemon's loop reckons that kernels cost, beside what they do", kvb_costs},
     {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
+    {"soak", "resident memory of a daemon that is filled and emptied again and again", kvb_soak},
 };
 
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
