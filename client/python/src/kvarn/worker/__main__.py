@@ -266,7 +266,7 @@ def run_compare(options: argparse.Namespace) -> None:
     assert isinstance(attend, AttendCache) and client is not None
     with client:
         say(f"a prompt of {len(tokens)} tokens, two answers of up to {options.max_tokens}")
-        found = compare(model, tokens, local, attend, client, options.max_tokens, tokenizer.end)
+        found = compare(model, tokens, local, attend, options.max_tokens, tokenizer.end)
         sinks = attend.session.shape.sinks
     print(f"prompt of {len(tokens)} tokens: {text}{options.prompt!r}")
     for title, one in (("local: fp16 cache in the worker", found.local),

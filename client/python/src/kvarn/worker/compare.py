@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kvarn.client import Client
 from kvarn.worker.caches import AttendCache, Cache
 from kvarn.worker.engine import PREFILL_CHUNK, Counts
 from kvarn.worker.model import Llama
@@ -67,14 +66,14 @@ class Comparison:
     same_told: int
 
 
-def compare(model: Llama, tokens: list[int], local: Cache, attend: AttendCache, client: Client,
-            count: int, end: int) -> Comparison:
+def compare(model: Llama, tokens: list[int], local: Cache, attend: AttendCache, count: int,
+            end: int) -> Comparison:
     """Ask the same of both; attend's session is copied where the prompt ends."""
     counts = Counts()
     mine = answer(model, local, prefill(model, local, tokens, counts), count, end, counts)
     counts = Counts()
     logits = prefill(model, attend, tokens, counts)
-    copy = AttendCache(client.fork(attend.session))
+    copy = AttendCache(attend.session.fork())
     theirs = answer(model, attend, logits, count, end, counts)
     told = choices_along(model, copy, logits, mine.ids)
     same = [a == b for a, b in zip(mine.ids, theirs.ids)]
