@@ -66,6 +66,7 @@ TAILQ_HEAD(kvd_session_op_queue, kvd_session_op);
 
 struct kvd_session {
     RB_ENTRY(kvd_session) name_link;
+    LIST_ENTRY(kvd_session) hash_link; /* named: in its bucket of the table */
     LIST_ENTRY(kvd_session) dead_link;
     struct kvd_service *service;   /* borrowed */
     const struct kvd_shape *shape; /* borrowed from the registry */

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/service.h"
@@ -19,6 +20,17 @@
  * SEMANTICS.md 11.
  */
 #define REAP_NS_PER_TURN UINT64_C(250000)
+
+/* Enough that a hundred thousand sessions stand almost alone; memory not used is not resident. */
+#define BUCKETS 65536u
+
+static struct kvd_session_bucket *bucket_of(
+    const struct kvd_session_table *table, uint32_t tenant_id, const char *name)
+{
+    uint64_t hash = XXH3_64bits_withSeed(name, strlen(name), table->hash_seed + tenant_id);
+
+    return &table->buckets[hash % BUCKETS];
+}
 
 static int session_compare(const struct kvd_session *a, const struct kvd_session *b)
 {
@@ -98,8 +110,15 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
     table->reap_slice.run = reap_slice_run;
     table->count = 0;
     table->count_max = (uint32_t)service->config->sessions_max;
+    table->buckets = calloc(BUCKETS, sizeof(table->buckets[0]));
+    if (table->buckets == NULL) {
+        return KVARN_ENOMEM;
+    }
     /* A random start: an epoch that a client kept from an earlier run matches nothing. */
     int err = io->ops->random(io, &table->epoch_last, sizeof(table->epoch_last));
+    if (err == 0) {
+        err = io->ops->random(io, &table->hash_seed, sizeof(table->hash_seed));
+    }
     if (err != 0) {
         return err;
     }
@@ -112,6 +131,8 @@ void kvd_session_table_fini(struct kvd_session_table *table)
     struct kvd_session *session;
 
     if (table->slices.timer == NULL) {
+        free(table->buckets);
+        table->buckets = NULL;
         return; /* zeroed, or init failed: nothing was ever inserted */
     }
     while ((session = RB_MIN(kvd_session_tree, &table->named)) != NULL) {
@@ -119,14 +140,22 @@ void kvd_session_table_fini(struct kvd_session_table *table)
     }
     kvd_slices_fini(&table->slices); /* reaps to the end */
     KVARN_ASSERT(table->count == 0 && !kvd_session_table_has_dead(table));
+    free(table->buckets);
+    table->buckets = NULL;
 }
 
 struct kvd_session *kvd_session_table_find(
     struct kvd_session_table *table, uint32_t tenant_id, const char *name)
 {
-    struct kvd_session key = {.tenant_id = tenant_id, .name = (char *)(uintptr_t)name};
+    struct kvd_session *session;
 
-    return RB_FIND(kvd_session_tree, &table->named, &key);
+    LIST_FOREACH(session, bucket_of(table, tenant_id, name), hash_link)
+    {
+        if (session->tenant_id == tenant_id && strcmp(session->name, name) == 0) {
+            return session;
+        }
+    }
+    return NULL;
 }
 
 void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_session *session)
@@ -134,6 +163,7 @@ void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_sessio
     KVARN_ASSERT(session->name != NULL && !session->is_dropped);
     struct kvd_session *other = RB_INSERT(kvd_session_tree, &table->named, session);
     KVARN_ASSERT(other == NULL);
+    LIST_INSERT_HEAD(bucket_of(table, session->tenant_id, session->name), session, hash_link);
     kvd_session_ref(session);
 }
 
@@ -149,6 +179,7 @@ void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session 
     kvd_session_ref(session);
     if (session->name != NULL) {
         RB_REMOVE(kvd_session_tree, &table->named, session);
+        LIST_REMOVE(session, hash_link);
         kvd_session_unref(session);
     }
     kvd_session_kick(session); /* empties it now, unless something is in flight */

@@ -14,15 +14,18 @@
 #include "server/slices.h"
 
 RB_HEAD(kvd_session_tree, kvd_session);
+LIST_HEAD(kvd_session_bucket, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
 
 struct kvd_io;
 struct kvd_timer;
 
 struct kvd_session_table {
-    struct kvd_service *service;            /* borrowed */
-    struct kvd_io *io;                      /* borrowed */
-    struct kvd_session_tree named;          /* each entry holds a reference */
+    struct kvd_service *service;        /* borrowed */
+    struct kvd_io *io;                  /* borrowed */
+    struct kvd_session_tree named;      /* in order; each entry holds a reference */
+    struct kvd_session_bucket *buckets; /* owned: the same by hash, to be found at once */
+    uint64_t hash_seed;
     struct kvd_session_dead_list dead;      /* unreferenced, not freed yet */
     struct kvd_span_dead_list dead_spans;   /* of tables, with their blocks */
     struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */

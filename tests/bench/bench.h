@@ -94,6 +94,7 @@ kvb_command_fn kvb_codec;
 kvb_command_fn kvb_costs;
 kvb_command_fn kvb_evict;
 kvb_command_fn kvb_fidelity;
+kvb_command_fn kvb_sessions;
 kvb_command_fn kvb_soak;
 
 #endif

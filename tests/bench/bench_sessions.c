@@ -1,0 +1,268 @@
+/*
+ * kvarn-bench sessions: what it costs to open, find and copy sessions, and what an idle one holds.
+ *
+ * In process, on a service over the fake io, whose clock stands still: what is timed is the
+ * daemon's own work in its loop, without a socket. Every operation is timed by itself, in processor
+ * time; what it leaves is put away untimed.
+ */
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "lib/base/assert.h"
+#include "server/session_blocks.h"
+#include "tests/bench/bench.h"
+#include "tests/support/session_rig.h"
+
+#define LAYERS         32
+#define GROUP          128
+#define SAMPLES        301
+#define SAMPLES_COLD   31
+#define CHILL_BYTES    ((size_t)64 << 20)
+#define SESSIONS_MAX   100000
+#define FORK_US_MAX    50.0
+#define LOOKUP_US_MAX  5.0
+#define NS_PER_US      1000.0
+#define NAME_BYTES_MAX 32
+
+/* The layers of an 8B model with the smallest heads: pages are not touched, only counted. */
+static const struct kvd_layer_group groups[] = {
+    {.layers = LAYERS, .kv_heads = 1, .k_dim = 8, .v_dim = 8}};
+static const struct kvd_shape_desc shape = {.model = "bench",
+    .group = GROUP,
+    .k_bits = 2,
+    .v_bits = 2,
+    .sink_tokens = GROUP,
+    .layer_groups = groups,
+    .layer_group_count = 1};
+
+static uint64_t cpu_ns(void)
+{
+    struct timespec now;
+
+    KVARN_ASSERT(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static int u64_compare(const void *a, const void *b)
+{
+    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+
+    return left < right ? -1 : left > right;
+}
+
+/* A row of times, in microseconds. */
+static void row_times(
+    struct kvb_report *report, struct kvb_row *row, uint64_t *samples_ns, size_t count)
+{
+    qsort(samples_ns, count, sizeof(samples_ns[0]), u64_compare);
+    row->value = (double)samples_ns[count / 2] / NS_PER_US;
+    row->low = (double)samples_ns[count / 4] / NS_PER_US;
+    row->high = (double)samples_ns[count * 3 / 4] / NS_PER_US;
+    row->unit = "us";
+    kvb_report_row(report, row);
+}
+
+/* A session of so many tokens, all of whose blocks are sealed, as far as tables can tell. */
+static struct kvd_session *session_make(struct kvt_rig *rig, uint64_t tokens)
+{
+    struct kvd_session *session = kvt_session_open(rig, NULL, 0);
+    uint32_t blocks = (uint32_t)((tokens + GROUP - 1) / GROUP);
+    struct kvd_failure why = {0};
+
+    session->layers[0].pending_length = tokens;
+    for (uint32_t b = 0; b < blocks; b++) {
+        enum kvd_reserve kind = b + 1 == blocks ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
+        KVARN_ASSERT(kvd_session_add_block(session, kind, &why) == 0);
+    }
+    for (uint32_t i = 0; i < LAYERS; i++) {
+        session->layers[i].length = session->layers[i].pending_length = tokens;
+        session->layers[i].sealed_blocks = (uint32_t)(tokens / GROUP);
+    }
+    return session;
+}
+
+/* Fill the caches with something else. */
+static void caches_chill(void)
+{
+    static uint8_t *buffer;
+
+    buffer = buffer == NULL ? kvb_alloc(CHILL_BYTES) : buffer;
+    for (size_t i = 0; i < CHILL_BYTES; i += 64) {
+        buffer[i]++;
+    }
+}
+
+/* `is_cold`: before each fork, nothing of the session is in a cache. */
+static void fork_row(struct kvb_report *report, struct kvt_rig *rig, struct kvd_session *parent,
+    struct kvb_row *row, bool is_cold)
+{
+    uint64_t samples_ns[SAMPLES];
+    size_t count = is_cold ? SAMPLES_COLD : SAMPLES;
+
+    for (size_t n = 0; n < count; n++) {
+        struct kvt_fork fork = {.parent = parent, .epoch = parent->epoch, .length = UINT64_MAX};
+        if (is_cold) {
+            caches_chill();
+        }
+        uint64_t start_ns = cpu_ns();
+        KVARN_ASSERT(kvt_fork_begin(rig, &fork) == 0);
+        samples_ns[n] = cpu_ns() - start_ns;
+        KVARN_ASSERT(fork.outcome.done_count == 1 && fork.child != NULL);
+        kvt_session_drop(rig, fork.child);
+        kvt_rig_settle(rig);
+    }
+    row_times(report, row, samples_ns, count);
+}
+
+static void fork_rows(struct kvb_report *report, struct kvt_rig *rig)
+{
+    /* The last one: 63 blocks in the span that is not full, which are counted one by one. */
+    static const uint64_t lengths[] = {1000, 10000, 100000, 1000000, (127 * 64 + 63) * GROUP};
+    static const char *const params[] = {
+        "1k tokens", "10k tokens", "100k tokens", "1M tokens", "1.05M tokens, 63 blocks"};
+
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+        struct kvd_session *parent = session_make(rig, lengths[i]);
+        for (int is_cold = 0; is_cold < 2; is_cold++) {
+            struct kvb_row row = {.what = "fork",
+                .variant = is_cold ? "cold caches" : "warm caches",
+                .params = params[i],
+                .goal = {.must = FORK_US_MAX, .is_limit = true}};
+            fork_row(report, rig, parent, &row, is_cold != 0);
+        }
+        kvt_session_drop(rig, parent);
+        kvt_rig_settle(rig);
+    }
+}
+
+/* Four sequences of 100k tokens become copies of the first. */
+static void reorder_row(struct kvb_report *report, struct kvt_rig *rig)
+{
+    struct kvd_reorder_member members[4];
+    uint64_t samples_ns[SAMPLES];
+
+    for (size_t i = 0; i < 4; i++) {
+        members[i].session = session_make(rig, 100000);
+        members[i].source_idx = 0;
+    }
+    for (size_t n = 0; n < SAMPLES; n++) {
+        struct kvt_reorder reorder = {.members = members, .count = 4};
+        for (size_t i = 0; i < 4; i++) {
+            members[i].epoch = members[i].session->epoch;
+        }
+        uint64_t start_ns = cpu_ns();
+        KVARN_ASSERT(kvt_reorder_begin(rig, &reorder) == 0);
+        samples_ns[n] = cpu_ns() - start_ns;
+        KVARN_ASSERT(reorder.outcome.done_count == 1 && reorder.outcome.why.err == 0);
+        kvt_rig_settle(rig);
+    }
+    struct kvb_row row = {.what = "reorder", .variant = "4 sessions", .params = "100k tokens"};
+    row_times(report, &row, samples_ns, SAMPLES);
+    for (size_t i = 0; i < 4; i++) {
+        kvt_session_drop(rig, members[i].session);
+    }
+    kvt_rig_settle(rig);
+}
+
+static void name_of(char name[NAME_BYTES_MAX], uint32_t i)
+{
+    /* Neighbours in the order of names are far from each other in memory. */
+    (void)snprintf(name, NAME_BYTES_MAX, "session/%08" PRIx32, i * UINT32_C(2654435761));
+}
+
+/* Open and find by name, while so many are there. */
+static void table_rows(struct kvb_report *report, struct kvt_rig *rig)
+{
+    static const uint32_t counts[] = {1000, 10000, SESSIONS_MAX};
+    static const char *const params[] = {"1k sessions", "10k sessions", "100k sessions"};
+    static struct kvd_session *sessions[SESSIONS_MAX];
+    uint64_t samples_ns[SAMPLES];
+    char name[NAME_BYTES_MAX];
+    uint32_t made = 0;
+    uint64_t used = rig->service.budget.used_bytes;
+
+    for (size_t i = 0; i < 3; i++) {
+        for (; made < counts[i]; made++) {
+            name_of(name, made);
+            sessions[made] = kvt_session_open(rig, name, 0);
+        }
+        for (size_t n = 0; n < SAMPLES; n++) {
+            uint64_t start_ns = cpu_ns();
+            struct kvd_session *session = kvt_session_open(rig, "another", 0);
+            samples_ns[n] = cpu_ns() - start_ns;
+            kvt_session_drop(rig, session);
+            kvt_rig_settle(rig);
+        }
+        struct kvb_row row = {.what = "open", .variant = "by name", .params = params[i]};
+        row_times(report, &row, samples_ns, SAMPLES);
+        for (size_t n = 0; n < SAMPLES; n++) {
+            name_of(name, (uint32_t)(n * 7919) % counts[i]);
+            uint64_t start_ns = cpu_ns();
+            const struct kvd_session *found =
+                kvd_session_table_find(&rig->service.sessions, KVD_TENANT_DEFAULT, name);
+            samples_ns[n] = cpu_ns() - start_ns;
+            KVARN_ASSERT(found != NULL);
+        }
+        row = (struct kvb_row){.what = "look up",
+            .variant = "by name",
+            .params = params[i],
+            .goal = {.must = LOOKUP_US_MAX, .is_limit = true}};
+        row_times(report, &row, samples_ns, SAMPLES);
+    }
+    double bytes = (double)(rig->service.budget.used_bytes - used) / SESSIONS_MAX;
+    kvb_report_row(report, &(struct kvb_row){.what = "memory",
+                               .variant = "empty session",
+                               .params = "32 layers",
+                               .value = bytes,
+                               .low = bytes,
+                               .high = bytes,
+                               .unit = "B"});
+    for (uint32_t i = 0; i < made; i++) {
+        kvt_session_drop(rig, sessions[i]);
+    }
+    kvt_rig_settle(rig);
+}
+
+/* What a page costs besides its own bytes. */
+static void memory_row(struct kvb_report *report, struct kvt_rig *rig)
+{
+    const uint64_t *kind_bytes = rig->service.budget.kind_bytes;
+    uint64_t before = kind_bytes[KVD_BUDGET_SESSIONS];
+    struct kvd_session *session = session_make(rig, 1000000);
+    uint64_t pages = rig->service.pages.classes[KVD_PAGE_TILES].pages;
+    double bytes = (double)(kind_bytes[KVD_BUDGET_SESSIONS] - before) / (double)pages;
+
+    kvb_report_row(report, &(struct kvb_row){.what = "memory",
+                               .variant = "tables",
+                               .params = "1M tokens, 32 layers",
+                               .value = bytes,
+                               .low = bytes,
+                               .high = bytes,
+                               .unit = "B/page",
+                               .note = "descriptor of the page, its place in a block, the span"});
+    kvt_session_drop(rig, session);
+    kvt_rig_settle(rig);
+}
+
+int kvb_sessions(struct kvb_report *report, int argc, char **argv)
+{
+    struct kvt_rig rig;
+
+    if (argc > 0) {
+        fprintf(stderr, "kvarn-bench sessions: unknown argument %s\n", argv[0]);
+        return 2;
+    }
+    kvt_rig_init(
+        &rig, &(struct kvt_rig_options){.shape = &shape, .memory_limit = (uint64_t)64 << 30});
+    kvb_report_table(report, "sessions: microseconds of the loop's processor time");
+    fork_rows(report, &rig);
+    reorder_row(report, &rig);
+    table_rows(report, &rig);
+    memory_row(report, &rig);
+    kvt_rig_fini(&rig);
+    return 0;
+}
