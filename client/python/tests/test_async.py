@@ -125,6 +125,23 @@ def test_fork_and_reorder(daemon):
     run(body())
 
 
+def test_prefix(daemon):
+    async def body():
+        k, v, _ = rows(300)
+        shape, ids = small_shape(model="python-async-prefix"), range(300)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            first = await client.open(shape=shape, share_prefix=True)
+            await first.append(k, v, 0, token_ids=ids)
+            await first.append_layers([(k, v)], 1)
+            await first.read_layers()
+            found = await client.match_prefix(shape, ids)
+            assert found.tokens == 256
+            second = await client.open(shape=shape, share_prefix=True, lease=found)
+            assert second.lengths == (256, 256)
+
+    run(body())
+
+
 def test_lives(daemon):
     async def body():
         k, v, _ = rows(300)

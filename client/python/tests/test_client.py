@@ -380,6 +380,87 @@ def test_lives(client):
             call(name)
 
 
+def publish(session, data, ids):
+    """Store rows in both layers of a session that shares prefixes, and wait for its seals."""
+    k, v, _ = data
+    session.append_layers([(k, v), (k, v)], token_ids=ids)
+    session.read_layers(token_last=session.length)
+
+
+def test_prefix(client):
+    """Tokens that a session has stored are found, and another begins with them."""
+    shape = small_shape(model=f"python-prefix-{client._core.address.is_tcp}", group=64)
+    data, ids = rows(300), np.arange(300)
+    k, v, q = data
+    with client.open(shape=shape, share_prefix=True, salt=b"a") as first:
+        publish(first, data, ids)
+        found = client.match_prefix(shape, list(range(200)) + [7] * 100, salt=b"a")
+        assert found.tokens == 192 and found.lease is not None and found.seconds > 9
+        only_seen = client.match_prefix(shape, ids, salt=b"a", lease=0)
+        assert (only_seen.tokens, only_seen.lease) == (256, None)
+        for other in (client.match_prefix(shape, ids, salt=b"b"),
+                      client.match_prefix(shape, ids + 1, salt=b"a")):
+            assert (other.tokens, other.lease) == (0, None)
+        with client.open(shape=shape, share_prefix=True, salt=b"a", lease=found) as second:
+            assert second.lengths == (192, 192) and second.inspect().share_prefix
+            both = [s.attend(q[:, 100:101], token_last=150, position=149).out
+                    for s in (first, second)]
+            assert (both[0] == both[1]).all()
+            results = client.append_attend([kvarn.AppendAttendItem(
+                second, k[:, 192:], v[:, 192:], q[:, 192:], token_ids=ids[192:])], 0)
+            assert results[0].error is None and second.lengths == (300, 192)
+            second.append(k[:, 192:], v[:, 192:], 1)
+            second.read_layers(token_last=300)
+            details = second.inspect()
+            assert details.prefix_tokens == 192 and details.shared_pages > 0
+            assert details.adopted_blocks == 1 and details.shared_bytes > 0
+    with pytest.raises(kvarn.NotFound):
+        client.open(shape=shape, share_prefix=True, salt=b"a",
+                    lease=kvarn.PrefixMatch(64, 1 << 40, 10))
+
+
+def test_prefix_by_hashes(client):
+    """Block hashes instead of ids, once for each block that an append ends."""
+    shape = small_shape(model=f"python-hashes-{client._core.address.is_tcp}", group=64)
+    k, v, _ = rows(200)
+    hashes = [bytes([i]) * 32 for i in range(3)]
+    with client.open(shape=shape, share_prefix=True) as session:
+        session.append_layers([(k[:, :100], v[:, :100])] * 2, block_hashes=hashes[:1])
+        with pytest.raises(ValueError, match="block_hashes: expected 2, one for each block"):
+            session.append_layers([(k[:, 100:], v[:, 100:])] * 2, block_hashes=hashes)
+        session.append_layers([(k[:, 100:], v[:, 100:])] * 2, block_hashes=hashes[1:])
+        session.read_layers()
+        assert client.match_prefix(shape, block_hashes=hashes).tokens == 192
+        assert client.match_prefix(shape, block_hashes=hashes[::-1]).tokens == 0
+
+
+@pytest.mark.parametrize("names, text", [
+    ({"token_ids": [1, 2]}, "token_ids: expected 3, got 2"),
+    ({"token_ids": [[1, 2, 3]]}, "token_ids: expected whole numbers in one dimension"),
+    ({"token_ids": [0.5, 1, 2]}, "token_ids: expected whole numbers"),
+    ({"token_ids": [-1, 1, 2]}, "not negative"),
+    ({"token_ids": [1, 2, 3], "block_hashes": []}, "got both"),
+    ({"block_hashes": [b"x"]}, "block_hashes: expected 0"),
+])
+def test_names_of_tokens_that_are_none(client, names, text):
+    k, v, q = rows(3)
+    session = client.open(shape=small_shape(), share_prefix=True)
+    with pytest.raises(ValueError, match=text):
+        session.append(k, v, **names)
+    with pytest.raises(ValueError, match=text):
+        client.append_attend([kvarn.AppendAttendItem(session, k, v, q, **names)], 0)
+    with pytest.raises(ValueError, match="in all, or none"):
+        client.append_attend([
+            kvarn.AppendAttendItem(session, k, v, q, token_ids=[1, 2, 3]),
+            kvarn.AppendAttendItem(client.open(shape=small_shape()), k, v, q)], 0)
+    assert session.append(k, v).length == 3
+    for both in ({}, {"token_ids": [1], "block_hashes": []}):
+        with pytest.raises(ValueError, match="expected token_ids or block_hashes"):
+            client.match_prefix(small_shape(), **both)
+    with pytest.raises(ValueError, match="32 bytes each"):
+        client.match_prefix(small_shape(), block_hashes=[b"x"])
+
+
 def test_metric(client):
     """A query metric is given to the daemon, read, and seals what follows in its layer."""
     shape = small_shape(model=f"python-metric-{client._core.address.is_tcp}")

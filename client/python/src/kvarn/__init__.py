@@ -17,9 +17,9 @@ from kvarn.errors import (AddressError, Cancelled, Conflict, ConnectionLost, Cor
                           ShuttingDown, StaleEpoch, TooLarge, Unauthenticated, Unsupported,
                           WireError)
 from kvarn.types import (AppendAttendItem, AppendResult, AttendItem, AttendOptions, AttendResult,
-                         Evicted, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned, Run,
-                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
-                         TruncateResult)
+                         Evicted, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned,
+                         PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails, SessionSummary,
+                         Shape, StoredRuns, TruncateResult)
 
 __version__ = "0.1.0"
 
@@ -28,8 +28,8 @@ __all__ = [
     "AttendOptions", "AttendResult", "Cancelled", "Client", "Conflict", "ConnectionLost", "Corrupt",
     "DeadlineExceeded", "Domain", "Error", "Evicted", "Forbidden", "Internal", "Invalid",
     "LayerGroup", "LayerMetric", "Lifetime", "Miss", "NoMemory", "NoSpace", "NotFound", "OpStats",
-    "Options", "Pending", "Pinned", "Protocol", "RetryLater", "Run", "ServerError", "ServerIO",
-    "ServerInfo", "ServerStats", "Session", "SessionDetails", "SessionSummary", "Shape",
+    "Options", "Pending", "Pinned", "PrefixMatch", "Protocol", "RetryLater", "Run", "ServerError",
+    "ServerIO", "ServerInfo", "ServerStats", "Session", "SessionDetails", "SessionSummary", "Shape",
     "ShuttingDown", "StaleEpoch", "StoredRuns", "TooLarge", "TruncateResult", "Unauthenticated",
     "Unsupported", "WireError", "codec",
 ]

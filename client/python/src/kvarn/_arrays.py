@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,29 @@ def to_wire(x: Any, what: str, dims: int) -> Tensor:
     # A writable flat byte view; memoryview refuses to cast arrays of no elements.
     data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
     return Tensor(tuple(array.shape), dtype, data)
+
+
+def token_ids(ids: Any, count: int | None = None) -> memoryview:
+    """Ids of `count` tokens as the wire's u32. Raises ValueError for other numbers."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"token_ids: expected whole numbers in one dimension, got {array.dtype} "
+                         f"{array.shape}")
+    if count is not None and array.size != count:
+        raise ValueError(f"token_ids: expected {count}, got {array.size}")
+    if array.size and not (array.min() >= 0 and array.max() < 1 << 32):
+        raise ValueError("token_ids: expected numbers of 32 bits, not negative")
+    return memoryview(array.astype("<u4").tobytes())
+
+
+def block_hashes(hashes: Sequence[bytes], count: int | None = None) -> memoryview:
+    """`count` hashes of 32 bytes, one after the other."""
+    if count is not None and len(hashes) != count:
+        raise ValueError(f"block_hashes: expected {count}, one for each block that the tokens end, "
+                         f"got {len(hashes)}")
+    if any(len(h) != 32 for h in hashes):
+        raise ValueError("block_hashes: expected 32 bytes each")
+    return memoryview(b"".join(bytes(h) for h in hashes))
 
 
 def same_dtype(tensors: list[Tensor], what: str) -> int:

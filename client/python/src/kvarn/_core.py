@@ -20,8 +20,8 @@ from kvarn.errors import (Conflict, ConnectionLost, NotFound, RetryLater, StaleE
                           WireError, from_status)
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
-                         TruncateResult)
+                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
+                         Shape, StoredRuns, TruncateResult)
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_SECONDS = 0.02
@@ -271,6 +271,24 @@ class ClientCore:
         await self.call("DropSession", lambda: message["DropSession"](name=name),
                         deadline=deadline, flight=flight)
 
+    async def match_prefix(self, shape: Shape, token_ids: Any,
+                           block_hashes: Sequence[bytes] | None, salt: bytes, lease: float,
+                           deadline: float | None) -> PrefixMatch:
+        if (token_ids is None) == (block_hashes is None):
+            raise ValueError("expected token_ids or block_hashes")
+        data = _arrays.token_ids(token_ids) if block_hashes is None \
+            else _arrays.block_hashes(block_hashes)
+        count = {"hash_count": data.nbytes // 32} if token_ids is None \
+            else {"token_count": data.nbytes // 4}
+        lease_ms = _parse.milliseconds(lease, "lease")
+        end = self._end(deadline)
+        shape_id = await self.register_shape(shape, end)
+        reply = (await self.call("MatchPrefix", lambda: message["MatchPrefix"](
+            shape_id=shape_id, salt=salt, lease_ms=lease_ms, **count), [data],
+            deadline=deadline)).message
+        return PrefixMatch(reply.tokens, reply.lease if reply.HasField("lease") else None,
+                           reply.lease_ms / 1000)
+
     # ---- how long sessions live, by name or by handle ----
 
     async def _of(self, call: str, target: str | SessionCore, fields: dict[str, Any],
@@ -338,18 +356,24 @@ class ClientCore:
         rows = [i.session._rows(i.k, i.v, layer, "head") for i in items]
         kv_dtype = _arrays.same_dtype([t for pair in rows for t in pair], "k and v")
         counts = [k.shape[1] for k, _ in rows]
+        names = [_parse.named(i.token_ids, i.block_hashes, i.session._start(layer, i.start), n,
+                              i.session.shape.group) for i, n in zip(items, counts)]
+        kind_of_name = names[0][0]
+        if any(kind != kind_of_name for kind, _ in names):
+            raise ValueError("items: expected token_ids in all, block_hashes in all, or none")
         starts = [i.session._take(layer, 1, n, i.start) for i, n in zip(items, counts)]
 
         def build() -> Any:
             request = message["AppendAttend"](params=params, kv_dtype=kv_dtype,
-                                              kv_rotated=kv_rotated)
+                                              kv_rotated=kv_rotated, **kind_of_name)
             for item, q, count, start in zip(items, queries, counts, starts):
                 _fill_range(request.items.add(
                     handle=item.session._handle, epoch=item.session.epoch, start=start,
                     token_count=count, query_tokens=q.shape[1]), item)
             return request
 
-        parts = [t.data for pair in rows for t in pair] + [q.data for q in queries]
+        parts = [p for pair, (_, ids) in zip(rows, names) for p in (*ids, *(t.data for t in pair))]
+        parts += [q.data for q in queries]
         named = all(i.session.name for i in items)
         try:
             reply = await self.call("AppendAttend", build, parts, deadline=deadline,
@@ -371,7 +395,7 @@ class ClientCore:
     # ---- sessions ----
 
     async def open(self, session: SessionCore, mode: str, encoder: str, seal_lag: int,
-                   takeover: bool, ttl: float, priority: int, deadline: float | None) -> None:
+                   takeover: bool, creation: dict[str, Any], deadline: float | None) -> None:
         """Fill in a new session object."""
         end = self._end(deadline)
         wire_mode = _parse.enum("OpenMode", _parse.MODES, mode, "mode")
@@ -382,7 +406,7 @@ class ClientCore:
         def build() -> Any:
             request = message["OpenSession"](
                 mode=wire_mode, encoder=wire_encoder, seal_lag=seal_lag, takeover=takeover,
-                ttl_ms=_parse.milliseconds(ttl, "ttl"), priority=priority)
+                **creation)
             if session.name:
                 request.name = session.name
             if shape_id is not None:
@@ -561,6 +585,10 @@ class SessionCore:
                                  f"{tensor.shape}")
         return pair
 
+    def _start(self, layer: int, start: int | None) -> int:
+        """Where an append of a layer begins, as _take will have it."""
+        return self._next[layer] if start is None and layer < len(self._next) else start or 0
+
     def _take(self, first: int, count: int, tokens: int, start: int | None) -> int:
         """Claim `tokens` for layers [first, first + count); returns where they start."""
         layers = self._next[first:first + count]
@@ -586,7 +614,9 @@ class SessionCore:
     # ---- calls ----
 
     async def _append(self, layers: list[tuple[Array, Array]], first: int, start: int | None,
-                      layout: str, rotated: bool, deadline: float | None) -> AppendResult:
+                      layout: str, rotated: bool, token_ids: Any,
+                      block_hashes: Sequence[bytes] | None,
+                      deadline: float | None) -> AppendResult:
         wire_layout = _parse.enum("Layout", _parse.LAYOUTS, layout, "layout")
         rows = [self._rows(k, v, first + i, layout) for i, (k, v) in enumerate(layers)]
         tensors = [t for pair in rows for t in pair]
@@ -595,17 +625,19 @@ class SessionCore:
         if len(tokens) != 1:
             raise ValueError(f"expected as many tokens in all layers, got {sorted(tokens)}")
         count, token_count = len(rows), tokens.pop()
+        kind_of_name, names = _parse.named(token_ids, block_hashes, self._start(first, start),
+                                           token_count, self.shape.group)
         start = self._take(first, count, token_count, start)
 
         def build() -> Any:
             return message["Append"](
                 handle=self._handle, epoch=self.epoch, layer_first=first, layer_count=count,
                 start=start, token_count=token_count, dtype=dtype, layout=wire_layout,
-                rotated=rotated)
+                rotated=rotated, **kind_of_name)
 
         try:
             reply = (await self._core.call(
-                "Append", build, [t.data for t in tensors], deadline=deadline,
+                "Append", build, [*names, *(t.data for t in tensors)], deadline=deadline,
                 flight=Flight([self], True, bool(self.name)))).message
         except Exception as error:
             # Not of a task that was cancelled, or a Pending that was thrown away: those appends

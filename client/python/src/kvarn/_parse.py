@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from kvarn import _arrays
 from kvarn._messages import ENUMS, message
 from kvarn.codec import TileSpec
 from kvarn.errors import WireError, from_status
-from kvarn.types import (AttendOptions, AttendResult, LayerGroup, LayerMetric, OpStats, Run,
-                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape,
-                         StoredRuns)
+from kvarn.types import (AttendOptions, AttendResult, LayerGroup, LayerMetric, OpStats,
+                         PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails, SessionSummary,
+                         Shape, StoredRuns)
 
 ENCODERS = {"default": "ENCODER_DEFAULT", "reference": "REFERENCE", "refined": "REFINED",
             "aware": "AWARE"}
@@ -58,6 +59,31 @@ def shape_of(wire: Any) -> Shape:
                  wire.sink_tokens if wire.HasField("sink_tokens") else wire.group)
 
 
+def creation(ttl: float, priority: int, share_prefix: bool, salt: bytes,
+             lease: PrefixMatch | None) -> dict[str, Any]:
+    """Fields of OpenSession that count for a new session."""
+    fields: dict[str, Any] = {"ttl_ms": milliseconds(ttl, "ttl"), "priority": priority}
+    if share_prefix:
+        fields |= {"share_prefix": True, "salt": salt}
+    if lease is not None and lease.lease is not None:
+        fields["lease"] = lease.lease
+    return fields
+
+
+def named(token_ids: Any, block_hashes: Sequence[bytes] | None, start: int, count: int,
+          group: int) -> tuple[dict[str, bool], list[memoryview]]:
+    """What tokens [start, start + count) are of: the field that says in which way, and its bytes.
+    """
+    if token_ids is not None and block_hashes is not None:
+        raise ValueError("expected token_ids or block_hashes, got both")
+    if token_ids is not None:
+        return {"token_ids": True}, [_arrays.token_ids(token_ids, count)]
+    if block_hashes is not None:
+        ended = (start + count) // group - start // group
+        return {"block_hashes": True}, [_arrays.block_hashes(block_hashes, ended)]
+    return {}, []
+
+
 def milliseconds(time: float, what: str) -> int:
     """What the wire takes for a time in seconds; a time that is not 0 stays so."""
     if not 0 <= time < 1 << 53:
@@ -85,7 +111,8 @@ def details(reply: Any) -> SessionDetails:
         reply.reserved_bytes, reply.pages_reference, reply.pages_refined,
         names.get(reply.encoder, "default"), reply.seal_lag, reply.pages_aware,
         reply.metric_version, seconds(reply.ttl_ms), reply.pinned_bytes,
-        (reply.missing_first, reply.missing_last))
+        (reply.missing_first, reply.missing_last), reply.shared_pages, reply.shared_bytes,
+        reply.prefix_tokens, reply.adopted_blocks, reply.share_prefix)
 
 
 def metric(reply: Any, payload: memoryview) -> list[LayerMetric]:

@@ -13,11 +13,12 @@ from typing import Any, cast
 from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import AsyncLink, Link
+from kvarn._parse import creation as creation_fields
 from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
-                         TruncateResult)
+                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
+                         Shape, StoredRuns, TruncateResult)
 
 
 async def _connect(address: Address, timeout: float) -> Link:
@@ -67,12 +68,20 @@ class AsyncClient:
 
     async def open(self, name: str = "", shape: Shape | None = None, *, mode: str = "either",
                    encoder: str = "default", seal_lag: int = 0, takeover: bool = False,
-                   ttl: float = 0, priority: int = 0,
+                   ttl: float = 0, priority: int = 0, share_prefix: bool = False,
+                   salt: bytes = b"", lease: PrefixMatch | None = None,
                    deadline: float | None = None) -> AsyncSession:
         """As Client.open: open a session, or make it."""
         session = AsyncSession(self, name, shape)
-        await self._core.open(session, mode, encoder, seal_lag, takeover, ttl, priority, deadline)
+        creation = creation_fields(ttl, priority, share_prefix, salt, lease)
+        await self._core.open(session, mode, encoder, seal_lag, takeover, creation, deadline)
         return session
+
+    async def match_prefix(self, shape: Shape, token_ids: Array | None = None, *,
+                           block_hashes: Sequence[bytes] | None = None, salt: bytes = b"",
+                           lease: float = 10, deadline: float | None = None) -> PrefixMatch:
+        """As Client.match_prefix: how many of the first tokens are stored already."""
+        return await self._core.match_prefix(shape, token_ids, block_hashes, salt, lease, deadline)
 
     async def fork(self, sessions: Iterable[AsyncSession], names: Iterable[str] | None = None, *,
                    length: int | None = None,
@@ -161,15 +170,20 @@ class AsyncSession(SessionCore):
 
     async def append(self, k: Array, v: Array, layer: int = 0, *, start: int | None = None,
                      layout: str = "head", rotated: bool = False,
+                     token_ids: Array | None = None, block_hashes: Sequence[bytes] | None = None,
                      deadline: float | None = None) -> AppendResult:
         """As Session.append: store tokens of one layer."""
-        return await self._append([(k, v)], layer, start, layout, rotated, deadline)
+        return await self._append([(k, v)], layer, start, layout, rotated, token_ids, block_hashes,
+                                  deadline)
 
     async def append_layers(self, layers: Iterable[tuple[Array, Array]], layer_first: int = 0, *,
                             start: int | None = None, layout: str = "head", rotated: bool = False,
+                            token_ids: Array | None = None,
+                            block_hashes: Sequence[bytes] | None = None,
                             deadline: float | None = None) -> AppendResult:
         """As Session.append_layers: store the same tokens in consecutive layers."""
-        return await self._append(list(layers), layer_first, start, layout, rotated, deadline)
+        return await self._append(list(layers), layer_first, start, layout, rotated, token_ids,
+                                  block_hashes, deadline)
 
     async def attend(self, q: Array, layer: int = 0, options: AttendOptions = AttendOptions(), *,
                      position: int | None = None, token_first: int = 0,

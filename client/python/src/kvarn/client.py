@@ -8,10 +8,11 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import BlockingLink, Link, drive
+from kvarn._parse import creation as creation_fields
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         ServerInfo, ServerStats, SessionDetails, SessionSummary, Shape, StoredRuns,
-                         TruncateResult)
+                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
+                         Shape, StoredRuns, TruncateResult)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,7 +130,8 @@ class Client:
 
     def open(self, name: str = "", shape: Shape | None = None, *, mode: str = "either",
              encoder: str = "default", seal_lag: int = 0, takeover: bool = False,
-             ttl: float = 0, priority: int = 0, deadline: float | None = None) -> Session:
+             ttl: float = 0, priority: int = 0, share_prefix: bool = False, salt: bytes = b"",
+             lease: PrefixMatch | None = None, deadline: float | None = None) -> Session:
         """Open a session, or make it.
 
         name: lives until it is dropped or the daemon stops; "": ends with the connection. shape:
@@ -138,12 +140,26 @@ class Client:
         "aware", and seal_lag, the newest tokens that stay 16 bits wide (0 to group), count at
         creation only. takeover: a new epoch, so that other clients' writes are refused from now on.
         ttl: seconds without use after which a new session is dropped, 0 is never; priority, 0 to
-        100, keeps it longer from eviction, and halves every ten minutes.
+        100, keeps it longer from eviction, and halves every ten minutes. share_prefix: a new
+        session shares equal blocks with others of that option and salt, which holds what K and V
+        depend on besides tokens; appends give token_ids or block_hashes. lease: of match_prefix.
         """
         session = Session(self, name, shape)
-        drive(self._core.open(session, mode, encoder, seal_lag, takeover, ttl, priority,
-                              deadline))
+        creation = creation_fields(ttl, priority, share_prefix, salt, lease)
+        drive(self._core.open(session, mode, encoder, seal_lag, takeover, creation, deadline))
         return session
+
+    def match_prefix(self, shape: Shape, token_ids: Array | None = None, *,
+                     block_hashes: Sequence[bytes] | None = None, salt: bytes = b"",
+                     lease: float = 10, deadline: float | None = None) -> PrefixMatch:
+        """How many of the first tokens are stored by sessions that share their prefixes.
+
+        token_ids: [T] whole numbers of 32 bits; or block_hashes, 32 bytes for each block. lease:
+        seconds for which `open(lease=...)` of this connection may begin with that prefix, 0 only
+        looks.
+        """
+        return self._run(self._core.match_prefix(shape, token_ids, block_hashes, salt, lease,
+                                                 deadline))
 
     def fork(self, sessions: Iterable[Session], names: Iterable[str] | None = None, *,
              length: int | None = None, deadline: float | None = None) -> list[Session]:
@@ -253,22 +269,27 @@ class Session(SessionCore):
         self.close()
 
     def append(self, k: Array, v: Array, layer: int = 0, *, start: int | None = None,
-               layout: str = "head", rotated: bool = False,
+               layout: str = "head", rotated: bool = False, token_ids: Array | None = None,
+               block_hashes: Sequence[bytes] | None = None,
                deadline: float | None = None) -> AppendResult:
         """Store tokens of one layer.
 
         k [H, T, Dk] and v [H, T, Dv] with layout "head", [T, H, D] with "token"; f16, bf16 or f32.
         start: where they begin; None is the layer's length. Raises Conflict where that is not its
         length, Domain for numbers that are not finite or too large; nothing is stored then.
+        token_ids [T], or block_hashes, 32 bytes for each block that the tokens end: what they are,
+        for sessions that share prefixes; once for each token, with whichever layer.
         """
-        return self._client._run(self._append([(k, v)], layer, start, layout, rotated, deadline))
+        return self._client._run(self._append([(k, v)], layer, start, layout, rotated, token_ids,
+                                              block_hashes, deadline))
 
     def append_layers(self, layers: Iterable[tuple[Array, Array]], layer_first: int = 0, *,
                       start: int | None = None, layout: str = "head", rotated: bool = False,
+                      token_ids: Array | None = None, block_hashes: Sequence[bytes] | None = None,
                       deadline: float | None = None) -> AppendResult:
         """Store the same tokens in consecutive layers, a (k, v) each, in one step or not at all."""
         return self._client._run(self._append(list(layers), layer_first, start, layout, rotated,
-                                              deadline))
+                                              token_ids, block_hashes, deadline))
 
     def attend(self, q: Array, layer: int = 0, options: AttendOptions = AttendOptions(), *,
                position: int | None = None, token_first: int = 0, token_last: int | None = None,

@@ -178,7 +178,8 @@ class AttendItem:
 @dataclasses.dataclass(frozen=True)
 class AppendAttendItem:
     """k [H, T, Dk] and v [H, T, Dv] to append to one layer of one session, then q [Hq, Tq, Dk] to
-    attend. start None: the layer's length as the client knows it."""
+    attend. start None: the layer's length as the client knows it. token_ids, block_hashes: as in
+    Session.append; all items of a call have the same kind, or none."""
     session: SessionCore
     k: Array
     v: Array
@@ -187,6 +188,8 @@ class AppendAttendItem:
     position: int | None = None
     token_first: int = 0
     token_last: int | None = None
+    token_ids: Array | None = None
+    block_hashes: Sequence[bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +233,15 @@ class StoredRuns:
     def nbytes(self) -> int:
         """Bytes of all runs."""
         return self.payload.nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixMatch:
+    """Of match_prefix: leading tokens that are stored, a multiple of group. lease: for open, of the
+    connection in use, for `seconds`; None where there is nothing or none was asked for."""
+    tokens: int
+    lease: int | None
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +311,11 @@ class SessionDetails:
     ttl: float | None = None
     pinned_bytes: int = 0
     missing: tuple[int, int] = (0, 0)  # tokens [first, last) that were evicted
+    shared_pages: int = 0  # in blocks that others hold as well
+    shared_bytes: int = 0
+    prefix_tokens: int = 0  # that came with a lease
+    adopted_blocks: int = 0  # whose like another session had stored before
+    share_prefix: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
