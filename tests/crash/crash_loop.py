@@ -1,0 +1,191 @@
+"""Kills a daemon again and again under traffic, and looks at what comes back.
+
+usage: crash_loop.py [--kills N] [--seconds S] [--seed S] [--cold | --no-cold] [--memory-limit SIZE]
+                     [--sabotage flip|drop|truncate]
+Exit 1 when anything was wrong, resurrected or died by itself. --sabotage lies to the oracle or
+changes an answer, so that it must exit 1: what shows that it can.
+"""
+import argparse
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
+
+from oracle import sabotage  # noqa: E402
+from oracle.lives import Life, has_option, kill_points  # noqa: E402
+from oracle.rows import Codec  # noqa: E402
+from oracle.traffic import Actor  # noqa: E402
+from oracle.world import World  # noqa: E402
+from support.settings import BIN  # noqa: E402
+from support.wire import Closed, Conn  # noqa: E402
+
+ACTORS, NAMES, ROUND_OPS, ROUNDS_MAX = 3, 8, 6, 60
+CLEAN_EVERY = 8    # with a cold tier: one stop in so many is a clean one
+POINT_EVERY = 3    # one life in so many ends at a kill point, if it gets there
+EARLY_EVERY = 10   # one in so many may be killed while it starts
+PROGRESS_SECONDS = 5
+
+
+class Loop:
+    """Lives of a daemon over one cold folder, if there is one."""
+
+    def __init__(self, args):
+        self.args, self.rng = args, np.random.default_rng(args.seed)
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="kvarn-crash-"))
+        self.codec = Codec(BIN / "oracle_codec")
+        self.world = World(self.codec, args.seed, may_evict=args.memory_limit is not None)
+        self.tally = self.world.tally
+        self.actors = [Actor(self.world, self.rng, [f"a{i}-{j}" for j in range(NAMES)])
+                       for i in range(ACTORS)]
+        for actor in self.actors:
+            for name in actor.names:
+                _ = self.world[name]
+        self.points = kill_points() if args.cold else []
+        self.was_clean = False
+
+    def flags(self):
+        flags = ["--memory-limit", self.args.memory_limit or "256MiB",
+                 "--workers", str(int(self.rng.integers(0, 3)))]
+        if self.args.cold:
+            flags += ["--cold-dir", str(self.folder / "cold")]
+        return flags
+
+    def one_life(self):
+        """Start, look at all that came back, go on with traffic, end."""
+        env = {}
+        if self.points and self.rng.integers(POINT_EVERY) == 0:
+            point = self.points[self.rng.integers(len(self.points))]
+            env["KVARND_TEST_KILL"] = f"{point}:{1 + int(self.rng.exponential(4))}"
+        early = float(self.rng.uniform(0.001, 0.05)) \
+            if self.rng.integers(EARLY_EVERY) == 0 else None
+        life = Life(*self.flags(), env=env, kill_after=early)
+        is_clean = False
+        try:
+            if life.is_up:
+                is_clean = self.live(life, env)
+        finally:
+            fault = life.end() if not is_clean else life.end_cleanly()
+        if fault:
+            self.tally.fault("died", fault)
+        for actor in self.actors:
+            actor.lost()
+            actor.close()
+        self.tally["clean_stops" if is_clean else "kills"] += 1
+        self.tally["at_kill_points"] += bool(env) and not is_clean
+
+    def live(self, life, env):
+        """Returns whether the daemon is to be stopped cleanly."""
+        try:
+            self.settle_all(life)
+            for actor in self.actors:
+                actor.connect(life.address)
+            self.adopt_handles()
+            wants_clean = self.args.cold and not env and self.rng.integers(CLEAN_EVERY) == 0
+            if not wants_clean:
+                life.kill_in(float(self.rng.exponential(0.15)) if not env else 3.0)
+            self.traffic(int(self.rng.integers(5, 25)) if wants_clean else ROUNDS_MAX)
+            if wants_clean:
+                self.was_clean = True
+            return wants_clean
+        except (Closed, OSError):
+            return False
+
+    def settle_all(self, life):
+        """All names, by their candidates; those that came back are read to the last byte."""
+        was_clean, self.was_clean = self.was_clean, False
+        with Conn(life.address) as conn:
+            for known in self.world.known.values():
+                self.world.settle(known, conn, was_clean, self.args.cold)
+
+    def adopt_handles(self):
+        """Sessions that came back belong to their actors' connections from now on."""
+        for actor in self.actors:
+            for name in actor.names:
+                known = self.world[name]
+                if known.state is not None:
+                    actor.reopen(known)
+
+    def traffic(self, rounds):
+        for _ in range(rounds):
+            for actor in self.actors:
+                actor.submit(ROUND_OPS)
+            for actor in self.actors:
+                actor.collect()
+        # All that was done is looked at once more, as a client would.
+        for actor in self.actors:
+            for known in actor.live():
+                self.world.check_all(known, known.conn, known.handle)
+
+    def run(self):
+        began = told = time.monotonic()
+        while self.tally["kills"] < self.args.kills:
+            now = time.monotonic()
+            if self.args.seconds and now - began > self.args.seconds:
+                break
+            if now - told > PROGRESS_SECONDS:
+                told = now
+                print(f"{now - began:.0f} s: {self.line()}", flush=True)
+            self.one_life()
+        return self.report(time.monotonic() - began)
+
+    def line(self):
+        t = self.tally
+        return (f"tried = {t['answered']}, kills = {t['kills']}, wrong = {t['wrong']}, "
+                f"resurrected = {t['resurrected']}")
+
+    def report(self, seconds):
+        t = self.tally
+        tier = "a cold tier" if self.args.cold else "no cold tier"
+        print(f"seed {self.args.seed}, {tier}, {seconds:.0f} s; " +
+              ", ".join(f"{key} = {value}" for key, value in sorted(t.items())
+                        if key not in ("wrong", "resurrected", "kills", "answered")))
+        print(f"survived: {t['sessions_survived']} sessions, {t['tokens_survived']} tokens")
+        print(self.line())
+        # What never looked at anything, or lost everything all the time, shows nothing.
+        has_looked = t["tokens_checked"] > 0 and t["in_flight_at_death"] > 0
+        has_survivors = t["tokens_survived"] > 0 or not self.args.cold
+        return 0 if t.is_clean and has_looked and has_survivors else 1
+
+    def close(self):
+        self.codec.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=0, help="stop after so long; 0: never")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
+    parser.add_argument("--cold", action=argparse.BooleanOptionalAction, default=None,
+                        help="with a cold tier; default: if the daemon has one")
+    parser.add_argument("--memory-limit", help="small enough, and the daemon evicts")
+    parser.add_argument("--sabotage", choices=sorted(sabotage.WAYS))
+    args = parser.parse_args(arguments)
+    if args.cold is None:
+        args.cold = has_option("--cold-dir")
+    elif args.cold and not has_option("--cold-dir"):
+        parser.error("this daemon has no --cold-dir")
+    return args
+
+
+def main():
+    args = parse(sys.argv[1:])
+    print(f"crash_loop: seed {args.seed}", flush=True)
+    if args.sabotage:
+        sabotage.WAYS[args.sabotage]()
+    loop = Loop(args)
+    try:
+        return loop.run()
+    finally:
+        loop.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
