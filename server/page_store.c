@@ -42,6 +42,7 @@ struct kvd_chunk {
     struct kvd_slab *slab;    /* borrowed: lives while it has a chunk */
     unsigned char *data;      /* owned: from the source */
     uint32_t free_count;
+    bool is_leaving;         /* to be emptied: in no tree, its free slots are not taken */
     uint32_t word_hint;      /* no free slot in any word below */
     uint64_t *free_words;    /* inside this allocation; bit set: slot is free */
     struct kvd_page pages[]; /* one per slot */
@@ -55,6 +56,7 @@ struct kvd_slab {
     struct chunk_tree partial; /* chunks with a free slot, by address */
     struct kvd_chunk *lowest;  /* borrowed: first of partial, NULL if none */
     struct kvd_chunk *empty;   /* borrowed: the one chunk kept without a page, or NULL */
+    struct kvd_chunk *leaving; /* borrowed: the one that is being emptied, or NULL */
     uint32_t tenant_id;
     uint32_t slot_count; /* of each chunk */
     size_t page_bytes;
@@ -286,7 +288,9 @@ static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
     struct kvd_slab *slab = chunk->slab;
     KVARN_ASSERT(chunk->free_count == slab->slot_count);
     KVARN_ASSERT(slab->empty != chunk);
-    partial_remove(slab, chunk);
+    if (!chunk->is_leaving) {
+        partial_remove(slab, chunk);
+    }
     UNPOISON(chunk->data, slab->chunk_bytes);
     store->source->chunk_free(store->source, chunk->data, slab->chunk_bytes, slab->tenant_id);
     free(chunk);
@@ -342,6 +346,21 @@ static struct kvd_page *slot_take(struct kvd_slab *slab, struct kvd_chunk *chunk
     return &chunk->pages[slot_idx];
 }
 
+/* The chunk that was to be emptied stays. */
+static void slab_settle(struct kvd_slab *slab)
+{
+    struct kvd_chunk *chunk = slab->leaving;
+
+    if (chunk == NULL) {
+        return;
+    }
+    slab->leaving = NULL;
+    chunk->is_leaving = false;
+    if (chunk->free_count > 0) {
+        partial_insert(slab, chunk);
+    }
+}
+
 int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
     enum kvd_page_class page_class, struct kvd_page **ret)
 {
@@ -352,6 +371,9 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
         if (slab == NULL) {
             return KVARN_ENOSPC;
         }
+    }
+    if (slab->lowest == NULL) {
+        slab_settle(slab); /* rather than a new chunk */
     }
     if (slab->lowest == NULL) {
         int err = chunk_create(store, slab);
@@ -422,12 +444,120 @@ void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page)
     if (word_idx < chunk->word_hint) {
         chunk->word_hint = word_idx;
     }
-    if (chunk->free_count++ == 0) {
+    bool was_full = chunk->free_count == 0;
+    chunk->free_count++;
+    bool is_empty = chunk->free_count == slab->slot_count;
+    if (chunk->is_leaving && is_empty) {
+        slab->leaving = NULL;
+        chunk_free(store, chunk);
+        slab_free_if_unused(store, slab);
+        return;
+    }
+    if (was_full && !chunk->is_leaving) {
         partial_insert(slab, chunk);
     }
-    if (chunk->free_count == slab->slot_count) {
+    if (is_empty) {
         chunk_emptied(store, chunk);
     }
+}
+
+/* Compaction. */
+
+/* Chunks that a search for the emptiest looks at: a page of memory each. */
+#define THIN_LOOK_MAX 256
+
+/* The chunk with the most free slots, of those that have as many pages as free slots, or fewer. */
+static struct kvd_chunk *emptiest(struct kvd_slab *slab, uint64_t *ret_free_slots)
+{
+    struct kvd_chunk *best = NULL, *chunk;
+    unsigned looked = 0;
+
+    *ret_free_slots = 0;
+    RB_FOREACH(chunk, chunk_tree, &slab->partial)
+    {
+        *ret_free_slots += chunk->free_count;
+        bool is_thin = chunk->free_count < slab->slot_count &&
+                       chunk->free_count >= slab->slot_count - chunk->free_count;
+        if (is_thin && (best == NULL || chunk->free_count >= best->free_count)) {
+            best = chunk;
+        }
+        if (++looked == THIN_LOOK_MAX) {
+            break;
+        }
+    }
+    return best;
+}
+
+/* Begin to empty a chunk of the slab if its pages find room in the others. */
+static bool slab_thin(struct kvd_slab *slab)
+{
+    uint64_t free_slots;
+
+    if (slab->leaving != NULL) {
+        return true;
+    }
+    struct kvd_chunk *chunk = emptiest(slab, &free_slots);
+    if (chunk == NULL || free_slots - chunk->free_count < slab->slot_count - chunk->free_count) {
+        return false;
+    }
+    partial_remove(slab, chunk);
+    chunk->is_leaving = true;
+    slab->leaving = chunk;
+    return true;
+}
+
+bool kvd_page_store_thin(struct kvd_page_store *store)
+{
+    bool has_leaving = false;
+
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        struct kvd_slab *slab;
+        LIST_FOREACH(slab, &store->slabs[i], link)
+        {
+            has_leaving |= slab_thin(slab);
+        }
+    }
+    return has_leaving;
+}
+
+void kvd_page_store_settle(struct kvd_page_store *store)
+{
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        struct kvd_slab *slab;
+        LIST_FOREACH(slab, &store->slabs[i], link)
+        {
+            slab_settle(slab);
+        }
+    }
+}
+
+bool kvd_page_is_leaving(const struct kvd_page *page)
+{
+    return page->chunk->is_leaving;
+}
+
+struct kvd_page *kvd_page_move(struct kvd_page_store *store, struct kvd_page *page)
+{
+    struct kvd_slab *slab = page->chunk->slab;
+
+    KVARN_ASSERT(page->refs == 1 && page->chunk->is_leaving);
+    if (slab->lowest == NULL) {
+        return NULL;
+    }
+    struct kvd_page *to = slot_take(slab, slab->lowest);
+    KVARN_ASSERT(to->refs == 0 && to->chunk != page->chunk);
+    UNPOISON(to->data, slab->page_bytes);
+    memcpy(to->data, page->data, slab->page_bytes);
+    to->refs = 1;
+    to->checksum = page->checksum;
+    to->filled_tokens = page->filled_tokens;
+    to->page_class = page->page_class;
+    to->encoder = page->encoder;
+    to->metric_version = page->metric_version;
+    store->classes[to->page_class].pages++;
+    store->classes[to->page_class].bytes += slab->page_bytes;
+    kvd_page_unref(store, page);
+    return to;
 }
 
 size_t kvd_page_bytes(const struct kvd_page *page)

@@ -86,6 +86,26 @@ void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
 /* Bytes of a page of this store. */
 size_t kvd_page_bytes(const struct kvd_page *page);
 
+/*
+ * Compaction: name chunks to be emptied, at most one a page size, whose pages are few and find room
+ * in other chunks. No page is taken from them any more. Returns whether there are any.
+ */
+bool kvd_page_store_thin(struct kvd_page_store *store);
+
+/* Let those that could not be emptied be as they were. */
+void kvd_page_store_settle(struct kvd_page_store *store);
+
+/* Does it lie in a chunk that is to be emptied? */
+bool kvd_page_is_leaving(const struct kvd_page *page);
+
+/*
+ * Copy a page of a chunk that is to be emptied into another chunk, and free it: for its one holder,
+ * whose reference is to the copy from now on, while nobody is at work on it. NULL: there is no
+ * room, and nothing has changed.
+ */
+struct kvd_page *kvd_page_move(
+    struct kvd_page_store *store, struct kvd_page *page) KVARN_MUST_CHECK;
+
 /* Give kept empty chunks back until `bytes` are freed or none is left. Returns the bytes freed. */
 uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes);
 

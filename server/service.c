@@ -33,6 +33,7 @@ static void tick_cb(void *ctx)
     }
     service->tick_due_ns = 0;
     kvd_conn_tick_all(service, now_ns);
+    kvd_compactor_tick(&service->compactor, now_ns);
     kvd_service_tick_arm(service);
 }
 
@@ -96,6 +97,7 @@ int kvd_service_init(
     kvd_page_store_init(&service->pages, &service->budget, service->chunk_source);
     kvd_metric_store_init(&service->query_metrics, &service->budget, &service->metrics,
         query_metric_bytes_max(config));
+    kvd_compactor_init(&service->compactor, service);
     err = kvd_session_table_init(&service->sessions, service);
     if (err == 0) {
         err = kvd_prefix_index_init(&service->prefixes, service);

@@ -12,6 +12,7 @@
 
 #include "server/budget.h"
 #include "server/chunk_source.h"
+#include "server/compact.h"
 #include "server/config.h"
 #include "server/evict.h"
 #include "server/io.h"
@@ -47,6 +48,7 @@ struct kvd_service {
     struct kvd_prefix_index prefixes;
     struct kvd_lifetimes lifetimes;
     struct kvd_evictor evictor;
+    struct kvd_compactor compactor;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */

@@ -55,6 +55,7 @@ int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shap
         memcpy(session->name, name, strlen(name) + 1);
     }
     service->sessions.count++;
+    LIST_INSERT_HEAD(&service->sessions.all, session, all_link);
     *ret = session;
     return 0;
 }

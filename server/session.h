@@ -68,9 +68,10 @@ struct kvd_session {
     RB_ENTRY(kvd_session) name_link;
     LIST_ENTRY(kvd_session) hash_link; /* named: in its bucket of the table */
     LIST_ENTRY(kvd_session) dead_link;
-    struct kvd_service *service;   /* borrowed */
-    const struct kvd_shape *shape; /* borrowed from the registry */
-    char *name;                    /* owned; NULL: unnamed, ends with its connection */
+    LIST_ENTRY(kvd_session) all_link; /* until nobody refers to it */
+    struct kvd_service *service;      /* borrowed */
+    const struct kvd_shape *shape;    /* borrowed from the registry */
+    char *name;                       /* owned; NULL: unnamed, ends with its connection */
     uint32_t tenant_id;
     uint32_t refs; /* table, handles, operations, jobs */
     uint32_t handle_count;

@@ -104,6 +104,7 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
     table->service = service;
     table->io = io;
     RB_INIT(&table->named);
+    LIST_INIT(&table->all);
     LIST_INIT(&table->dead);
     SLIST_INIT(&table->dead_spans);
     SLIST_INIT(&table->dead_blocks);
@@ -212,6 +213,8 @@ void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session 
         KVARN_ASSERT(table->count > 0);
         table->count--;
     }
+    kvd_compactor_forget(session);
+    LIST_REMOVE(session, all_link);
     LIST_INSERT_HEAD(&table->dead, session, dead_link);
     reap_soon(table);
 }

@@ -16,6 +16,7 @@
 RB_HEAD(kvd_session_tree, kvd_session);
 LIST_HEAD(kvd_session_bucket, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
+LIST_HEAD(kvd_session_all_list, kvd_session);
 
 struct kvd_io;
 struct kvd_timer;
@@ -26,6 +27,7 @@ struct kvd_session_table {
     struct kvd_session_tree named;      /* in order; each entry holds a reference */
     struct kvd_session_bucket *buckets; /* owned: the same by hash, to be found at once */
     uint64_t hash_seed;
+    struct kvd_session_all_list all;        /* sessions that somebody refers to */
     struct kvd_session_dead_list dead;      /* unreferenced, not freed yet */
     struct kvd_span_dead_list dead_spans;   /* of tables, with their blocks */
     struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */

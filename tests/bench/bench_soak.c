@@ -281,6 +281,8 @@ static void soak_report(struct kvb_report *report, struct soak *soak)
     soak_row(
         report, soak, "RETRY_LATER", (double)counter(soak, "refused_retry_later"), "", KVB_NO_GOAL);
     soak_row(report, soak, "NO_SPACE", (double)counter(soak, "refused_no_space"), "", 0.5);
+    soak_row(report, soak, "pages moved to other chunks", (double)counter(soak, "pages_moved"), "",
+        KVB_NO_GOAL);
     soak_row(report, soak, "blocks evicted",
         (double)(counter(soak, "evicted_blocks_watermark") +
                  counter(soak, "evicted_blocks_reservation")),

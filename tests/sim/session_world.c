@@ -292,6 +292,10 @@ static void evict_some(struct world *world)
     uint64_t freed = 0;
 
     world_settle(world);
+    /* And let pages move to other chunks. */
+    world->rig.service.compactor.free_bytes_min = 0;
+    kvd_compactor_tick(&world->rig.service.compactor, UINT64_MAX);
+    world_settle(world);
     world->evicted += kvd_session_evict(ws->session, 1 + kvt_rng_below(&world->script, 12), &freed);
     world_settle(world);
 }

@@ -40,6 +40,7 @@ static unsigned seed_count(unsigned usual)
 
 struct tally {
     unsigned tried, wrong, refused, evicted, missed;
+    uint64_t moved; /* pages */
     unsigned by_kind[WORLD_KIND_COUNT];
 };
 
@@ -52,6 +53,7 @@ static uint64_t run(const struct world_options *options, struct tally *tally)
     for (unsigned i = 0; i < STEPS; i++) {
         world_step(&world);
     }
+    tally->moved += world.rig.service.metrics.values[KVD_METRIC_pages_moved];
     world_fini(&world);
     tally->tried += world.tried;
     tally->wrong += world.wrong;
@@ -140,7 +142,8 @@ static void test_p01_evicted_is_a_miss_or_right(void **state)
         (void)run(&options, &tally);
     }
     tally_print("evicting", &tally);
-    printf("%u blocks evicted, %u operations missed\n", tally.evicted, tally.missed);
+    printf("%u blocks evicted, %u operations missed, %u pages moved\n", tally.evicted, tally.missed,
+        (unsigned)tally.moved);
     assert_true(tally.evicted > 100 && tally.missed > 100);
     assert_int_equal(tally.wrong, 0);
 }

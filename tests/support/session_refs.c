@@ -115,7 +115,9 @@ static unsigned check_kind(struct kvt_refs *refs, enum ref_kind kind, size_t *re
     unsigned wrong = 0;
     size_t distinct = 0;
 
-    qsort(refs->refs, refs->count, sizeof(refs->refs[0]), ref_compare);
+    if (refs->count > 0) {
+        qsort(refs->refs, refs->count, sizeof(refs->refs[0]), ref_compare);
+    }
     for (size_t i = 0, next, count = refs->count; i < count; i = next) {
         struct kvt_ref ref = refs->refs[i];
         for (next = i; next < count && refs->refs[next].object == ref.object; next++) {
