@@ -261,14 +261,31 @@ static struct dispatch_sent *sent_find(struct dispatch_client *client, uint64_t 
     return NULL;
 }
 
-/* An OpenSessionReply's handle is known from now on. */
-static void handle_learn(struct dispatch_hints *hints, const Kvarnd__OpenSessionReply *reply)
+/* A handle is known from now on. */
+static void handle_learn(struct dispatch_hints *hints, uint64_t handle)
 {
-    KVARN_ASSERT(reply->has_handle && reply->has_epoch && reply->n_layer_lengths > 0);
     const unsigned at = hints->handle_count < DISPATCH_HANDLES_MAX
                             ? hints->handle_count++
-                            : (unsigned)(reply->handle % DISPATCH_HANDLES_MAX);
-    hints->handles[at] = reply->handle;
+                            : (unsigned)(handle % DISPATCH_HANDLES_MAX);
+    hints->handles[at] = handle;
+}
+
+static void open_check(struct dispatch_hints *hints, const Kvarnd__OpenSessionReply *reply)
+{
+    KVARN_ASSERT(reply->has_handle && reply->has_epoch && reply->n_layer_lengths > 0);
+    handle_learn(hints, reply->handle);
+}
+
+/* Each item has a copy, or says why not. */
+static void fork_check(struct dispatch_hints *hints, const Kvarnd__ForkReply *reply)
+{
+    for (size_t i = 0; i < reply->n_items; i++) {
+        const Kvarnd__ForkItemReply *item = reply->items[i];
+        KVARN_ASSERT((item->status->code == 0) == (item->has_handle && item->has_epoch));
+        if (item->has_handle) {
+            handle_learn(hints, item->handle);
+        }
+    }
 }
 
 /* Attention of finite numbers is finite; what failed is 0 with -inf. */
@@ -358,7 +375,10 @@ static void success_check(
 {
     switch (sent->type) {
     case KVARN_FRAME_OPEN_SESSION:
-        handle_learn(&client->hints, (const void *)frame->message);
+        open_check(&client->hints, (const void *)frame->message);
+        return;
+    case KVARN_FRAME_FORK:
+        fork_check(&client->hints, (const void *)frame->message);
         return;
     case KVARN_FRAME_ATTEND:
     case KVARN_FRAME_APPEND_ATTEND:

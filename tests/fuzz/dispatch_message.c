@@ -20,8 +20,10 @@
 struct writer {
     struct fuzz_input *input;
     const struct dispatch_hints *hints;
-    const struct kvd_session *session; /* of the last handle written; NULL for none */
-    uint32_t layer;                    /* last written */
+    const struct kvd_session *session;              /* of the last handle written; NULL for none */
+    uint32_t layer;                                 /* last written */
+    const struct kvd_session *listed[REPEATED_MAX]; /* of `handles`: their `epochs` follow */
+    unsigned listed_count, epoch_count;
     uint8_t *out;
     size_t room;
     size_t bytes;
@@ -170,6 +172,17 @@ static uint64_t named_value(const struct writer *w, const char *name, uint8_t ho
     if (strcmp(name, "handle") == 0) {
         return handle_value(w, how);
     }
+    if (strcmp(name, "handles") == 0) {
+        return handle_value(w, how);
+    }
+    if (strcmp(name, "epochs") == 0) {
+        const struct kvd_session *session =
+            w->epoch_count < w->listed_count ? w->listed[w->epoch_count] : NULL;
+        return session != NULL ? session->epoch : how;
+    }
+    if (strcmp(name, "sources") == 0) {
+        return how % (w->listed_count + (how > 0xf0 ? 2u : 1u));
+    }
     if (strcmp(name, "epoch") == 0) {
         return w->session != NULL ? w->session->epoch : how;
     }
@@ -266,6 +279,14 @@ static void put_number(struct writer *w, const ProtobufCFieldDescriptor *field)
 
     if (strcmp(field->name, "handle") == 0) {
         w->session = w->hints->session_of(w->hints->ctx, value);
+    } else if (strcmp(field->name, "handles") == 0) {
+        w->listed_count = w->epoch_count > 0 ? 0 : w->listed_count; /* another item's list */
+        w->epoch_count = 0;
+        if (w->listed_count < REPEATED_MAX) {
+            w->listed[w->listed_count++] = w->hints->session_of(w->hints->ctx, value);
+        }
+    } else if (strcmp(field->name, "epochs") == 0) {
+        w->epoch_count++;
     } else if (strncmp(field->name, "layer", 5) == 0 && strcmp(field->name, "layer_count") != 0) {
         w->layer = (uint32_t)value;
     }

@@ -232,6 +232,48 @@ def seeds_of_order():
         call("DropSession", handle=B), call("DropSession", name="m"), call("InspectSession")]
 
 
+def seeds_of_sharing():
+    """Copies, beams, prefixes."""
+    def fork(*items, **more):
+        return call("Fork", items=[dict(handle=h, **m) for h, m in items], **more)
+
+    def reorder(handles, sources, **more):
+        item = dict(handles=handles, epochs=[EPOCH] * len(handles), sources=sources)
+        return call("Reorder", items=[item], **more)
+
+    yield "forks", FILLED, [
+        fork((A, {}), (A, dict(name="a/1")), (A, dict(length=BLOCK_END)), (B, dict(length=100))),
+        SETTLE, append(A, 3), append(By(4), 70), decode_step([A, By(4), By(5)]), SETTLE,
+        fork((A, dict(name="a/1", mode=0)), (A, dict(name="a/1")), (A, dict(mode=2)),
+             (B, dict(epoch=9)), (B, dict(length=5000))), SETTLE,
+        call("Truncate", handle=By(4), epoch=EPOCH, length=70), append(By(4), 5), SETTLE,
+        call("DropSession", handle=A), attend([By(4), By(5)]), read(By(5)), SETTLE,
+        append(B, 64), fork((B, {})), cancel(), append(B, 64), fork((B, {}), deadline_ms=3),
+        advance(2), SETTLE, fork()]
+    yield "reorders", FILLED, [
+        fork((A, {}), (A, {})), SETTLE, reorder([A, By(4), By(5)], [1, 0, 0]), SETTLE,
+        decode_step([A, By(4), By(5)]), SETTLE, reorder([A, B], [1, 0]), SETTLE,
+        append(A, 64), reorder([A, By(4)], [1, 1]), cancel(), SETTLE, append(A, 64),
+        reorder([By(4), A], [1, 1], deadline_ms=3), advance(2), SETTLE,
+        reorder([A, A], [0, 0]), reorder([A], [3]), reorder([], []), call("Reorder"),
+        read(A), attend([By(5)])]
+    yield "prefixes", FILLED, [
+        call("OpenSession", shape_id=1, share_prefix=1), SETTLE,
+        append(By(4), 200, token_ids=1), SETTLE, append(By(4), 3, token_ids=1, block_hashes=1),
+        call("MatchPrefix", shape_id=1, token_count=200), SETTLE,
+        call("OpenSession", shape_id=1, share_prefix=1, lease=1), SETTLE,
+        append(By(5), 70, token_ids=1), read(By(5)), attend([By(5)]), SETTLE,
+        call("Truncate", handle=By(5), epoch=EPOCH, length=100), append(By(5), 100, token_ids=1),
+        fork((By(5), {})), SETTLE, append(By(6), 64, token_ids=1), decode_step(
+            [By(4), By(6)], token_ids=1), SETTLE,
+        call("OpenSession", shape_id=1, share_prefix=1), SETTLE,
+        append(By(7), 130, block_hashes=1), SETTLE, call("MatchPrefix", shape_id=1, hash_count=2),
+        call("MatchPrefix", shape_id=1, token_count=100, lease_ms=3), advance(2),
+        call("OpenSession", shape_id=1, lease=2), call("OpenSession", shape_id=2, lease=1),
+        call("MatchPrefix", shape_id=1), call("MatchPrefix", shape_id=9, token_count=1),
+        call("InspectSession", handle=By(5)), call("Stats"), SETTLE]
+
+
 def seeds_of_limits():
     """Memory, credit, slow and strange peers."""
     yield "tight", FILLED | TIGHT, [append(C, 80, 2), SETTLE, append(A, 128), append(B, 90), SETTLE,
@@ -269,7 +311,7 @@ def seed_of_golden_frames():
 
 
 def main():
-    seeds = [*seeds_of_calls(), *seeds_of_order(), *seeds_of_limits()]
+    seeds = [*seeds_of_calls(), *seeds_of_order(), *seeds_of_sharing(), *seeds_of_limits()]
     made = {f"seed_{name}": bytes([options]) + b"".join(steps) for name, options, steps in seeds}
     folder = HERE / "corpus/dispatch"
     if sys.argv[1:] == ["--check"]:
