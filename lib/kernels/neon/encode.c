@@ -2,7 +2,9 @@
 #include "lib/kernels/neon/vec.h"
 
 #define KVARN__VECTOR_PACK kvarn_pack_u8_u8_neon
+#define DIFFUSE_ROWS       4
 
+#include "lib/kernels/vector/aware.h"
 #include "lib/kernels/vector/normalise.h"
 #include "lib/kernels/vector/refine.h"
 #include "lib/kernels/vector/round.h"
@@ -47,4 +49,23 @@ void kvarn_refine_plane_f32_neon(const struct kvarn__plane *plane, const struct 
         return;
     }
     refine_rows(plane, work);
+}
+
+void kvarn_diffuse_plane_f32_neon(
+    const float *factor, const struct kvarn__plane *plane, const struct kvarn__work *work)
+{
+    if (!diffuse_is_whole(plane)) {
+        kvarn_diffuse_plane_f32_scalar(factor, plane, work);
+        return;
+    }
+    diffuse_rows(factor, plane, work);
+}
+
+void kvarn_metric_add_f32_f32_neon(float *a, const float *q, size_t rows, uint32_t dim)
+{
+    if (dim % VF_LANES != 0) {
+        kvarn_metric_add_f32_f32_scalar(a, q, rows, dim);
+        return;
+    }
+    metric_rows(a, q, rows, dim);
 }
