@@ -4,7 +4,7 @@
  * One iteration is one pass over the plane. No logarithms: a factor is multiplied by its clamped
  * deviation, which is what adding logarithms does. Once a row's deviation is measured under the new
  * column factors, the row's next factor and the deviation under that factor are known without
- * looking again; so the same rows, now in the first cache, are added to the columns' sums at once.
+ * looking again; so the same rows, still in the first cache, are added to the columns' sums soon.
  * Rows go in groups of VF_LANES: their sums are brought into one vector by a transposing addition,
  * and square roots, clamps and divisions are done for a group at a time.
  *
@@ -34,17 +34,22 @@
  */
 #define NORM_SETTLED 2e-6f
 
-#define NORM_CHUNK 4 /* vectors of a row whose column sums stay in registers */
+/* Rows, and vectors of columns, whose sums stay in registers: of 32 registers or of 16. */
+#define NORM_SIDE  (VF_LANES == 16 ? 8 : 4)
+#define NORM_CHUNK (VF_LANES == 16 ? 8 : 4)
 
-/* Least and largest share that factors of an axis moved by. */
-struct norm_moves {
+/* Least and largest of something, by lanes. */
+struct norm_range {
     vf low, high;
 };
 
-/* What a pass over the rows finds. */
+/* What an iteration finds: deviations, and shares that factors moved by. */
+enum norm_what { NORM_ROWS, NORM_COLS, NORM_ROW_MOVES, NORM_COL_MOVES, NORM_WHATS };
+
+#define NORM_RANGES (2 * NORM_WHATS)
+
 struct norm_state {
-    vf row_low, row_high; /* deviations of rows */
-    struct norm_moves moves;
+    struct norm_range of[NORM_WHATS];
 };
 
 /* Sums of (t * inv_col - shift) and its square along VF_LANES rows, one lane a row. */
@@ -53,22 +58,22 @@ VF_INLINE void norm_rows_sum(const float *x, uint32_t cols, const float *inv_col
 {
     vf sums[VF_LANES], squares[VF_LANES];
 
-    for (uint32_t r = 0; r < VF_LANES; r += 4) {
+    for (uint32_t r = 0; r < VF_LANES; r += NORM_SIDE) {
         const float *row = x + (size_t)r * cols;
-        vf sum[4], square[4], mean[4];
-        for (uint32_t i = 0; i < 4; i++) {
+        vf sum[NORM_SIDE], square[NORM_SIDE], mean[NORM_SIDE];
+        for (uint32_t i = 0; i < NORM_SIDE; i++) {
             sum[i] = square[i] = vf_set1(0.0f);
             mean[i] = vf_set1(shift[r + i]);
         }
         for (uint32_t c = 0; c < cols; c += VF_LANES) {
             vf inv = vf_load(inv_col + c);
-            for (uint32_t i = 0; i < 4; i++) {
+            for (uint32_t i = 0; i < NORM_SIDE; i++) {
                 vf d = vf_fms(vf_load(row + (size_t)i * cols + c), inv, mean[i]);
                 sum[i] = vf_add(sum[i], d);
                 square[i] = vf_fma(d, d, square[i]);
             }
         }
-        for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t i = 0; i < NORM_SIDE; i++) {
             sums[r + i] = sum[i];
             squares[r + i] = square[i];
         }
@@ -77,22 +82,25 @@ VF_INLINE void norm_rows_sum(const float *x, uint32_t cols, const float *inv_col
     *ret_square = vf_reduce_add(squares);
 }
 
-/* Add VF_LANES rows to the sums of `chunk` vectors of columns. */
+/*
+ * Add VF_LANES rows to the sums of `chunk` vectors of columns. A column's own factor is the same
+ * for all its values: it comes in when the sums are done.
+ */
 VF_INLINE void norm_columns_chunk(const float *x, uint32_t cols, const struct kvarn__work *work,
     const float *inv_row, uint32_t c, uint32_t chunk)
 {
-    vf sum[NORM_CHUNK], square[NORM_CHUNK];
+    vf sum[NORM_CHUNK], square[NORM_CHUNK], mean[NORM_CHUNK];
 
     for (uint32_t j = 0; j < chunk; j++) {
         sum[j] = vf_load(work->num + c + j * VF_LANES);
         square[j] = vf_load(work->den + c + j * VF_LANES);
+        mean[j] = vf_load(work->mean_col + c + j * VF_LANES);
     }
     for (uint32_t r = 0; r < VF_LANES; r++) {
         const float *row = x + (size_t)r * cols + c;
         vf inv = vf_set1(inv_row[r]);
         for (uint32_t j = 0; j < chunk; j++) {
-            vf u = vf_mul(vf_load(row + j * VF_LANES), vf_load(work->inv_col + c + j * VF_LANES));
-            vf d = vf_fms(u, inv, vf_load(work->mean_col + c + j * VF_LANES));
+            vf d = vf_fms(vf_load(row + j * VF_LANES), inv, mean[j]);
             sum[j] = vf_add(sum[j], d);
             square[j] = vf_fma(d, d, square[j]);
         }
@@ -136,10 +144,17 @@ VF_INLINE vf norm_factor(vf now, vf std)
     return vf_min(next, vf_set1(NORM_SCALE_MAX));
 }
 
-VF_INLINE void norm_moves_add(struct norm_moves *moves, vf share)
+VF_INLINE void norm_range_add(struct norm_range *range, vf x)
 {
-    moves->low = vf_min(moves->low, share);
-    moves->high = vf_max(moves->high, share);
+    range->low = vf_min(range->low, x);
+    range->high = vf_max(range->high, x);
+}
+
+static void norm_state_init(struct norm_state *state)
+{
+    for (int i = 0; i < NORM_WHATS; i++) {
+        state->of[i] = (struct norm_range){vf_set1(INFINITY), vf_set1(0.0f)};
+    }
 }
 
 /* Add VF_LANES rows, less the columns' shifts, to the sums of one vector of columns. */
@@ -158,31 +173,48 @@ VF_INLINE void norm_columns_plain(
     vf_store(work->den + c, square);
 }
 
-/* Every lane's worth: largest (or, of the negative, least) of a vector. */
-static float norm_lane_max(vf a)
+/* dst[i] = the largest lane of x[i]. */
+VF_INLINE void norm_lane_maxima(const vf x[NORM_RANGES], float dst[NORM_RANGES])
 {
-    float lane[VF_LANES], max;
-
-    vf_store(lane, a);
-    max = lane[0];
-    for (int i = 1; i < VF_LANES; i++) {
-        max = lane[i] > max ? lane[i] : max;
+    for (uint32_t at = 0; at < NORM_RANGES; at += VF_LANES) {
+        vf some[VF_LANES];
+        float lane[VF_LANES];
+        for (uint32_t i = 0; i < VF_LANES; i++) {
+            some[i] = x[at + i < NORM_RANGES ? at + i : NORM_RANGES - 1];
+        }
+        vf_store(lane, vf_reduce_max(some));
+        for (uint32_t i = 0; i < VF_LANES && at + i < NORM_RANGES; i++) {
+            dst[at + i] = lane[i];
+        }
     }
-    return max;
 }
 
-static bool norm_is_settled(const struct norm_moves *moves)
+/* Least and largest of four things, from vectors of them: negated, the least is a largest. */
+VF_INLINE void norm_ranges_find(const struct norm_range ranges[NORM_RANGES / 2],
+    float low[NORM_RANGES / 2], float high[NORM_RANGES / 2])
 {
-    float low = -norm_lane_max(vf_sub(vf_set1(0.0f), moves->low));
+    vf x[NORM_RANGES];
+    float most[NORM_RANGES];
 
-    return norm_lane_max(moves->high) - low <= NORM_SETTLED * low;
+    for (uint32_t i = 0; i < NORM_RANGES / 2; i++) {
+        x[2 * i] = vf_sub(vf_set1(0.0f), ranges[i].low);
+        x[2 * i + 1] = ranges[i].high;
+    }
+    norm_lane_maxima(x, most);
+    for (uint32_t i = 0; i < NORM_RANGES / 2; i++) {
+        low[i] = -most[2 * i];
+        high[i] = most[2 * i + 1];
+    }
 }
 
-static float norm_spread(vf low, vf high)
+static bool norm_is_settled(float low, float high)
 {
-    float least = -norm_lane_max(vf_sub(vf_set1(0.0f), low));
+    return high - low <= NORM_SETTLED * low;
+}
 
-    return norm_lane_max(high) / (least > NORM_SPREAD_MIN ? least : NORM_SPREAD_MIN);
+static float norm_spread(float low, float high)
+{
+    return high / (low > NORM_SPREAD_MIN ? low : NORM_SPREAD_MIN);
 }
 
 /* Deviations and means of rows and columns of the plane as it is. */
@@ -216,29 +248,27 @@ static void norm_start(const struct kvarn__plane *plane, const struct kvarn__wor
     }
 }
 
-/* Columns: sums -> deviations and means. Returns their spread. */
-static float norm_columns_finish(uint32_t rows, uint32_t cols, const struct kvarn__work *work)
+/* Columns: sums -> deviations, under the column factors, and means, before them. */
+static void norm_columns_finish(
+    uint32_t rows, uint32_t cols, const struct kvarn__work *work, struct norm_range *range)
 {
-    vf low = vf_set1(INFINITY), high = vf_set1(0.0f);
-
     for (uint32_t c = 0; c < cols; c += VF_LANES) {
         vf mean;
         vf std = norm_std(vf_load(work->num + c), vf_load(work->den + c),
             vf_load(work->mean_col + c), rows, &mean);
+        std = vf_mul(std, vf_load(work->inv_col + c));
         vf_store(work->std_col + c, std);
         vf_store(work->mean_col + c, mean);
-        low = vf_min(low, std);
-        high = vf_max(high, std);
+        norm_range_add(range, std);
     }
-    return norm_spread(low, high);
 }
 
 /*
- * New column factors from the deviations. Clears the columns' sums, moves the columns' shifts to
- * the new factors, and returns by how much the rows' means are expected to change.
+ * New column factors from the deviations. Clears the columns' sums and returns by how much the
+ * rows' means are expected to change.
  */
 static float norm_columns_update(
-    uint32_t cols, const struct kvarn__work *work, struct norm_moves *moves)
+    uint32_t cols, const struct kvarn__work *work, struct norm_range *moves)
 {
     float lane[VF_LANES], before = 0.0f, after = 0.0f;
     vf old_sum = vf_set1(0.0f), new_sum = vf_set1(0.0f);
@@ -247,10 +277,9 @@ static float norm_columns_update(
         vf now = vf_load(work->now_col + c), old_inv = vf_load(work->inv_col + c);
         vf next = norm_factor(now, vf_load(work->std_col + c));
         vf inv = vf_div(vf_set1(1.0f), next);
-        norm_moves_add(moves, vf_mul(inv, now));
+        norm_range_add(moves, vf_mul(inv, now));
         vf_store(work->now_col + c, next);
         vf_store(work->inv_col + c, inv);
-        vf_store(work->mean_col + c, vf_mul(vf_load(work->mean_col + c), vf_mul(inv, now)));
         vf_store(work->num + c, vf_set1(0.0f));
         vf_store(work->den + c, vf_set1(0.0f));
         old_sum = vf_add(old_sum, old_inv);
@@ -281,14 +310,13 @@ VF_INLINE void norm_rows_update(const float *x, uint32_t cols, const struct kvar
     vf now = vf_load(work->now_row + r);
     vf next = norm_factor(now, vf_mul(std, vf_load(work->inv_row + r)));
     vf inv = vf_div(vf_set1(1.0f), next);
-    norm_moves_add(&state->moves, vf_mul(inv, now));
+    norm_range_add(&state->of[NORM_ROW_MOVES], vf_mul(inv, now));
     vf after = vf_mul(std, inv);
     vf_store(work->now_row + r, next);
     vf_store(work->inv_row + r, inv);
     vf_store(work->mean_row + r, mean);
     vf_store(work->std_row + r, after);
-    state->row_low = vf_min(state->row_low, after);
-    state->row_high = vf_max(state->row_high, after);
+    norm_range_add(&state->of[NORM_ROWS], after);
 }
 
 /* By how much the sum of the rows' inverse factors changed, to move the columns' shifts by. */
@@ -306,26 +334,32 @@ static void norm_shifts_move(uint32_t rows, uint32_t cols, const struct kvarn__w
 }
 
 /*
- * One iteration's pass. The first one does all rows before the columns: row factors then leave 1
- * for the first time and the columns' shifts follow; later ones hardly move them.
+ * One iteration's pass. Columns follow one group behind, so that what a group's factors wait for
+ * (sums across, roots, quotients) is done while another one's columns are added. The first pass
+ * does all rows before the columns: row factors then leave 1 for the first time and the columns'
+ * shifts follow; later ones hardly move them.
  */
 static void norm_pass(const struct kvarn__plane *plane, const struct kvarn__work *work,
     bool is_first, float drift, struct norm_state *state)
 {
     const uint32_t rows = plane->rows, cols = plane->cols;
+    const size_t group = (size_t)VF_LANES * cols;
 
     for (uint32_t r = 0; r < rows; r += VF_LANES) {
         const float *x = plane->values + (size_t)r * cols;
         norm_rows_update(x, cols, work, r, drift, state);
-        if (!is_first) {
-            norm_columns_sum(x, cols, work, work->inv_row + r);
+        if (!is_first && r > 0) {
+            norm_columns_sum(x - group, cols, work, work->inv_row + r - VF_LANES);
         }
     }
-    if (is_first) {
-        norm_shifts_move(rows, cols, work);
-        for (uint32_t r = 0; r < rows; r += VF_LANES) {
-            norm_columns_sum(plane->values + (size_t)r * cols, cols, work, work->inv_row + r);
-        }
+    if (!is_first) {
+        norm_columns_sum(plane->values + (size_t)rows * cols - group, cols, work,
+            work->inv_row + rows - VF_LANES);
+        return;
+    }
+    norm_shifts_move(rows, cols, work);
+    for (uint32_t r = 0; r < rows; r += VF_LANES) {
+        norm_columns_sum(plane->values + (size_t)r * cols, cols, work, work->inv_row + r);
     }
 }
 
@@ -339,27 +373,33 @@ static void norm_best_take(uint32_t rows, uint32_t cols, const struct kvarn__wor
 static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__work *work)
 {
     const uint32_t rows = plane->rows, cols = plane->cols;
-    vf low = vf_set1(INFINITY), high = vf_set1(0.0f);
+    float low[NORM_WHATS], high[NORM_WHATS];
+    struct norm_state state;
 
     KVARN_ASSERT(rows % VF_LANES == 0 && cols % VF_LANES == 0);
     norm_start(plane, work);
+    norm_state_init(&state);
     for (uint32_t r = 0; r < rows; r += VF_LANES) {
-        low = vf_min(low, vf_load(work->std_row + r));
-        high = vf_max(high, vf_load(work->std_row + r));
+        norm_range_add(&state.of[NORM_ROWS], vf_load(work->std_row + r));
     }
-    float least = norm_columns_finish(rows, cols, work) + norm_spread(low, high);
+    norm_columns_finish(rows, cols, work, &state.of[NORM_COLS]);
+    norm_ranges_find(state.of, low, high);
+    float least =
+        norm_spread(low[NORM_COLS], high[NORM_COLS]) + norm_spread(low[NORM_ROWS], high[NORM_ROWS]);
     for (uint32_t i = 0; i < KVARN__ITERATIONS; i++) {
-        struct norm_moves moves = {vf_set1(INFINITY), vf_set1(0.0f)};
-        struct norm_state state = {vf_set1(INFINITY), vf_set1(0.0f), moves};
-        float drift = norm_columns_update(cols, work, &moves);
+        norm_state_init(&state);
+        float drift = norm_columns_update(cols, work, &state.of[NORM_COL_MOVES]);
         norm_pass(plane, work, i == 0, drift, &state);
-        float imbalance =
-            norm_columns_finish(rows, cols, work) + norm_spread(state.row_low, state.row_high);
+        norm_columns_finish(rows, cols, work, &state.of[NORM_COLS]);
+        norm_ranges_find(state.of, low, high);
+        float imbalance = norm_spread(low[NORM_COLS], high[NORM_COLS]) +
+                          norm_spread(low[NORM_ROWS], high[NORM_ROWS]);
         if (imbalance <= least) {
             least = imbalance;
             norm_best_take(rows, cols, work);
         }
-        if (norm_is_settled(&moves) && norm_is_settled(&state.moves)) {
+        if (norm_is_settled(low[NORM_COL_MOVES], high[NORM_COL_MOVES]) &&
+            norm_is_settled(low[NORM_ROW_MOVES], high[NORM_ROW_MOVES])) {
             break;
         }
     }
