@@ -66,6 +66,14 @@ static int double_compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+void kvb_stats_take(double samples[KVB_SAMPLES], struct kvb_stats *ret)
+{
+    qsort(samples, KVB_SAMPLES, sizeof(double), double_compare);
+    *ret = (struct kvb_stats){.median = samples[KVB_SAMPLES / 2],
+        .low = samples[KVB_SAMPLES / 4],
+        .high = samples[KVB_SAMPLES - 1 - KVB_SAMPLES / 4]};
+}
+
 void kvb_time(struct kvb_case *cases, size_t count, double sample_ms)
 {
     static double seconds[KVB_CASES_MAX][KVB_SAMPLES];
@@ -82,10 +90,7 @@ void kvb_time(struct kvb_case *cases, size_t count, double sample_ms)
         }
     }
     for (size_t i = 0; i < count; i++) {
-        qsort(seconds[i], KVB_SAMPLES, sizeof(double), double_compare);
-        cases[i].stats = (struct kvb_stats){.median = seconds[i][KVB_SAMPLES / 2],
-            .low = seconds[i][KVB_SAMPLES / 4],
-            .high = seconds[i][KVB_SAMPLES - 1 - KVB_SAMPLES / 4]};
+        kvb_stats_take(seconds[i], &cases[i].stats);
     }
     level_set(active);
 }

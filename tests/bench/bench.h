@@ -37,6 +37,9 @@ struct kvb_case {
  */
 void kvb_time(struct kvb_case *cases, size_t count, double sample_ms);
 
+/* Sort KVB_SAMPLES samples, of any unit; their median and quartiles. */
+void kvb_stats_take(double samples[KVB_SAMPLES], struct kvb_stats *ret);
+
 /* A goal of PERFORMANCE.md. KVB_NO_GOAL where there is none. */
 struct kvb_goal {
     double must, stretch;
@@ -94,6 +97,7 @@ kvb_command_fn kvb_codec;
 kvb_command_fn kvb_costs;
 kvb_command_fn kvb_evict;
 kvb_command_fn kvb_fidelity;
+kvb_command_fn kvb_scale;
 kvb_command_fn kvb_sessions;
 kvb_command_fn kvb_soak;
 

@@ -11,6 +11,7 @@
 
 #include "kvarn/codec.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/plain.h"
 #include "tests/support/npy_read.h"
 
 /* Each recorded layer twice: how long an encoder iterates depends on the layer. */
@@ -38,6 +39,7 @@ struct codec_bench {
     float *queries;          /* owned, [METRIC_ROWS][k_dim] */
     float *metric, *factors; /* owned, [k_dim][k_dim], [TILES] of them: each tile has its own */
     void *scratch;           /* owned */
+    const struct kvb_plain *plain;
     unsigned next;
 };
 
@@ -97,6 +99,18 @@ static void encode_run(void *arg)
     struct codec_bench *b = arg;
 
     tile_encode(b, tile_next(b));
+}
+
+static void encode_plain_run(void *arg)
+{
+    struct codec_bench *b = arg;
+    unsigned i = tile_next(b);
+    float *v = b->floats + k_count(b);
+
+    b->plain->to_f32(b->floats, b->k + i * k_count(b), KVARN_F16, k_count(b));
+    b->plain->to_f32(v, b->v + i * v_count(b), KVARN_F16, v_count(b));
+    (void)b->plain->tile_encode(
+        &b->spec, b->encoder, b->floats, v, b->tiles + i * kvarn_tile_bytes(&b->spec), b->scratch);
 }
 
 static void decode_k_run(void *arg)
@@ -250,10 +264,10 @@ struct subject {
     const char *what;
     void (*run)(void *arg);
     enum kvarn_encoder encoder;
-    bool has_k, has_v;      /* neither: microseconds are shown instead of a rate */
-    struct kvb_goal rate;   /* GB/s; microseconds where they are shown */
-    struct kvb_goal scalar; /* times scalar's */
-    bool is_plain;          /* one function for all levels: one row */
+    bool has_k, has_v;     /* neither: microseconds are shown instead of a rate */
+    struct kvb_goal rate;  /* GB/s; microseconds where they are shown */
+    struct kvb_goal plain; /* times plain C's; not compared where there is none */
+    bool is_plain;         /* one function for all levels: one row */
 };
 
 static const struct subject subjects[] = {
@@ -263,7 +277,8 @@ static const struct subject subjects[] = {
         .encoder = KVARN_ENCODER_REFERENCE,
         .has_k = true,
         .has_v = true,
-        .rate = {0.8, 1.1, false}},
+        .rate = {0.8, 1.1, false},
+        .plain = {100, 200, false}},
     {.what = "encode refined",
         .run = encode_run,
         .encoder = KVARN_ENCODER_REFINED,
@@ -335,7 +350,7 @@ static void subject_rows(struct kvb_report *report, const struct subject *subjec
         if (is_best) {
             row.unit = "x scalar";
             kvb_row_ratio(&row, &cases[0].stats, &cases[i].stats);
-            row.goal = is_tuned ? subject->scalar : (struct kvb_goal){0};
+            row.goal = (struct kvb_goal){0};
             kvb_report_row(report, &row);
         }
         if (i > 0 && strcmp(cases[i].level, "avx2") == 0 && !is_best) {
@@ -345,6 +360,25 @@ static void subject_rows(struct kvb_report *report, const struct subject *subjec
             kvb_report_row(report, &row);
         }
     }
+}
+
+/* The best level against plain C. */
+static void plain_rows(struct kvb_report *report, const struct subject *subject,
+    const struct codec_bench *b, const struct kvb_case *plain, const struct kvb_case *best)
+{
+    char params[32];
+    struct kvb_row row = {
+        .what = subject->what, .variant = "plain C", .params = params, .unit = "GB/s"};
+
+    (void)snprintf(params, sizeof(params), "D%u G%u k%uv%u", b->spec.k_dim, b->spec.group,
+        b->spec.k_bits, b->spec.v_bits);
+    kvb_row_rate(&row, &plain->stats, 1e-9 * run_bytes(subject, b));
+    kvb_report_row(report, &row);
+    row.variant = best->level;
+    row.unit = "x plain C";
+    kvb_row_ratio(&row, &plain->stats, &best->stats);
+    row.goal = subject->plain;
+    kvb_report_row(report, &row);
 }
 
 /* An encoder's time as a multiple of another's. */
@@ -376,8 +410,9 @@ static void shape_bench(struct kvb_report *report, uint16_t dim, const char *pre
     struct codec_bench b[SUBJECT_COUNT];
     struct kvb_case cases[SUBJECT_COUNT][KVB_LEVELS_MAX] = {0};
     const char *levels[KVB_LEVELS_MAX];
-    struct kvb_case all[SUBJECT_COUNT * KVB_LEVELS_MAX];
+    struct kvb_case all[SUBJECT_COUNT * KVB_LEVELS_MAX + 1];
     size_t level_count = kvb_levels(levels), count = 0;
+    const bool is_tuned = dim == 128 && strcmp(preset, "k2v2") == 0;
 
     for (size_t s = 0; s < SUBJECT_COUNT; s++) {
         bench_init(&b[s], dim, preset);
@@ -387,10 +422,18 @@ static void shape_bench(struct kvb_report *report, uint16_t dim, const char *pre
                 (struct kvb_case){.run = subjects[s].run, .arg = &b[s], .level = levels[i]};
         }
     }
+    b[REFERENCE].plain = is_tuned ? kvb_plain_load() : NULL;
+    if (b[REFERENCE].plain != NULL) {
+        all[count++] = (struct kvb_case){.run = encode_plain_run, .arg = &b[REFERENCE]};
+    }
     kvb_time(all, count, report->sample_ms);
     for (size_t s = 0; s < SUBJECT_COUNT; s++) {
         memcpy(cases[s], all + s * level_count, level_count * sizeof(all[0]));
         subject_rows(report, &subjects[s], &b[s], cases[s], level_count);
+    }
+    if (b[REFERENCE].plain != NULL) {
+        plain_rows(report, &subjects[REFERENCE], &b[REFERENCE], &all[count - 1],
+            &cases[REFERENCE][level_count - 1]);
     }
     if (b[0].spec.k_bits == 2) {
         const struct encoder_pair pairs[] = {

@@ -27,6 +27,7 @@ static const struct command commands[] = {
     {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
     {"sessions", "cost of opening, finding and copying sessions", kvb_sessions},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
+    {"scale", "attention on 1, 2, 4, ... threads at once", kvb_scale},
     {"soak", "resident memory of a daemon that is filled and emptied again and again", kvb_soak},
 };
 
@@ -36,7 +37,7 @@ static int usage(FILE *out)
 {
     fputs("usage: kvarn-bench COMMAND [--json FILE] [--check] [--quick] [arguments]\n"
           "  --json FILE  write all rows as a JSON array\n"
-          "  --check      exit 1 when a must is missed\n"
+          "  --check      exit 1 when a must is missed; attention: only what has a goal\n"
           "  --quick      samples of 2 ms instead of 20 ms\n"
           "KVARN_CPU names the level of what has no level of its own. Commands:\n",
         out);
