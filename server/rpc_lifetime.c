@@ -10,8 +10,8 @@
 #include "server/rpc_check.h"
 #include "server/session_evict.h"
 
-/* Blocks that an Evict takes before it looks at the clock: some 4 us each for 32 layers. */
-#define EVICT_STEP_BLOCKS 4
+/* Blocks that an Evict takes before it looks at the clock: up to 80 us for 32 layers. */
+#define EVICT_STEP_BLOCKS 1
 
 void kvd_rpc_touch(struct kvd_request *request)
 {
