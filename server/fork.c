@@ -142,6 +142,7 @@ static void fork_make(struct kvd_fork *fork, uint64_t length)
         return;
     }
     kvd_lifetime_touch(args->parent);
+    kvd_lifetime_touch(fork->child); /* it has blocks now: the evictor learns of it */
     kvd_metrics_add(&fork->service->metrics, KVD_METRIC_sessions_forked, 1);
     if (args->name != NULL) {
         kvd_session_table_insert(&fork->service->sessions, fork->child);

@@ -108,12 +108,13 @@ static void members_exchange(struct kvd_reorder *reorder)
 {
     for (uint32_t i = 0; i < reorder->count; i++) {
         struct member *member = &reorder->members[i];
-        kvd_lifetime_touch(member->session);
         if (member->copy != NULL) {
             kvd_metrics_add(&reorder->service->metrics, KVD_METRIC_sessions_reordered, 1);
             kvd_session_swap_contents(member->session, member->copy);
             member->session->epoch = kvd_session_table_new_epoch(&reorder->service->sessions);
+            kvd_evictor_update(member->session);
         }
+        kvd_lifetime_touch(member->session);
     }
 }
 

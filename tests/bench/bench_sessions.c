@@ -228,6 +228,25 @@ static void table_rows(struct kvb_report *report, struct kvt_rig *rig)
     kvt_rig_settle(rig);
 }
 
+/* What the loop does for each block whose token ids come, or are asked for. */
+static void prefix_row(struct kvb_report *report, struct kvt_rig *rig)
+{
+    struct kvd_prefix_index *index = &rig->service.prefixes;
+    struct kvd_prefix_chain chain;
+    uint64_t samples_ns[SAMPLES];
+    uint32_t ids[GROUP] = {0};
+
+    kvd_prefix_chain_init(index, rig->shape, NULL, 0, KVD_PREFIX_TOKENS, &chain);
+    for (size_t n = 0; n < SAMPLES; n++) {
+        uint64_t start_ns = cpu_ns();
+        kvd_prefix_chain_next(index, &chain, ids, sizeof(ids));
+        samples_ns[n] = cpu_ns() - start_ns;
+    }
+    struct kvb_row row = {
+        .what = "prefix", .variant = "name of a block", .params = "128 token ids"};
+    row_times(report, &row, samples_ns, SAMPLES);
+}
+
 /* What a page costs besides its own bytes. */
 static void memory_row(struct kvb_report *report, struct kvt_rig *rig)
 {
@@ -321,6 +340,7 @@ int kvb_sessions(struct kvb_report *report, int argc, char **argv)
     fork_rows(report, &rig);
     reorder_row(report, &rig);
     table_rows(report, &rig);
+    prefix_row(report, &rig);
     memory_row(report, &rig);
     kvt_rig_fini(&rig);
     evict_rows(report);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "server/session_blocks.h"
+#include "server/session_evict.h"
 #include "tests/support/alloc_fail.h"
 #include "tests/support/session_case.h"
 #include "tests/support/session_refs.h"
@@ -233,6 +234,29 @@ static void test_s11_what_is_not_stored_is_not_copied(void **state)
     kvt_case_fini(&c);
 }
 
+/* A copy that nobody uses is a candidate of the evictor like any session. */
+static void test_a_copy_can_be_evicted(void **state)
+{
+    struct kvt_case c;
+    (void)state;
+
+    kvt_case_init(&c, &(struct kvt_rig_options){.evict_policy = "cost"}, 0);
+    kvt_case_grow(&c, 300);
+    struct kvt_case child = case_fork(&c, UINT64_MAX);
+    assert_true(child.session->evict.is_inserted);
+    assert_true(child.session->evict.bytes > 1);
+    uint64_t freed = 0;
+    assert_int_equal(kvd_session_evict(child.session, 2, &freed), 2);
+    assert_int_equal(freed, 0); /* the parent has them still */
+    assert_true(kvd_session_has_missing(child.session));
+    kvt_case_check(&c);
+    refs_check(&c, &child);
+    kvt_session_drop(&c.rig, child.session);
+    kvt_rig_settle(&c.rig);
+    kvt_model_fini(&child.model);
+    kvt_case_fini(&c);
+}
+
 /* Each allocation refused in turn: no copy, nothing charged, the parent as it was. */
 static void test_a_fork_without_memory_leaves_nothing(void **state)
 {
@@ -273,6 +297,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s11_a_shorter_copy_is_cut_like_a_truncate),
     cmocka_unit_test(test_s04_a_copy_needs_its_window),
     cmocka_unit_test(test_s11_what_is_not_stored_is_not_copied),
+    cmocka_unit_test(test_a_copy_can_be_evicted),
     cmocka_unit_test(test_a_fork_without_memory_leaves_nothing),
 };
 
