@@ -333,9 +333,8 @@ int kvb_soak(struct kvb_report *report, int argc, char **argv)
         lag_us = now_us > lag_us ? now_us : lag_us;
     }
     soak_report(report, &soak);
-    /* On a machine that others use, this is their doing too. */
-    soak_row(report, &soak, "longest turn of the loop", (double)lag_us / 1e3, "ms",
-        report->is_quick ? KVB_NO_GOAL : 5.0);
+    /* By the clock on the wall, so that others' use of the machine is in it: no goal. */
+    soak_row(report, &soak, "longest turn of the loop", (double)lag_us / 1e3, "ms", KVB_NO_GOAL);
     daemon_stop(&soak);
     free(soak.payload);
     free(soak.cycle_rss);
