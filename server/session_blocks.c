@@ -24,8 +24,10 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
 {
     const struct kvd_budget *budget = &service->budget;
 
-    /* What only the prefix index holds goes first; it is freed in slices. */
-    (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
+    /* What only the prefix index holds goes first, in slices; not for what never fits. */
+    if (bytes <= budget->limit_bytes) {
+        (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
+    }
     if (kvd_workers_backlog(service->workers) > 0 ||
         kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes)) {
         why->retry_after_ms = SPACE_RETRY_MS;

@@ -14,6 +14,7 @@
 
 #include "server/prefix_lease.h"
 #include "server/session_blocks.h"
+#include "server/session_evict.h"
 #include "tests/support/rng.h"
 #include "tests/support/session_refs.h"
 #include "tests/support/session_rig.h"
@@ -274,6 +275,41 @@ static void test_s15_a_session_begins_with_a_prefix(void **state)
     kvt_rig_fini(&rig);
 }
 
+/* A session's blocks are evicted: what it published stays, and it goes on publishing. */
+static void test_s15_eviction_leaves_what_is_published(void **state)
+{
+    uint32_t ids[TOKENS_MAX];
+    uint64_t freed = 0;
+    struct kvt_refs refs;
+    struct kvt_rig rig;
+    (void)state;
+
+    ids_fill(ids, 1);
+    kvt_rig_init(&rig, &(struct kvt_rig_options){.shape = &plain});
+    struct kvd_session *session = open_with_salt(&rig, "");
+    feed(&rig, session, ids, 300);
+    assert_int_equal(kvd_session_evict(session, 2, &freed), 2);
+    assert_int_equal(freed, 0); /* the index has them */
+    assert_int_equal(match(&rig, rig.shape, "", ids, TOKENS_MAX), 4);
+    feed(&rig, session, ids, 100);
+    assert_int_equal(match(&rig, rig.shape, "", ids, TOKENS_MAX), 6);
+    assert_int_equal(kvd_prefix_index_shrink(&rig.service.prefixes, UINT64_MAX),
+        2 * rig.shape->block_tiles_bytes); /* now they go */
+    kvt_rig_settle(&rig);
+    assert_int_equal(match(&rig, rig.shape, "", ids, TOKENS_MAX), 2);
+    assert_int_equal(kvt_truncate_now(&rig, session, 256), 0); /* behind a block that is gone */
+    ids[300] = 9;
+    feed(&rig, session, ids, 100);
+    assert_int_equal(rig.service.prefixes.count, 4); /* its name is not known any more */
+    kvt_refs_init(&refs);
+    kvt_refs_add_session(&refs, session);
+    kvt_refs_add_index(&refs, &rig.service.prefixes);
+    assert_int_equal(kvt_refs_check(&refs, &rig.service), 0);
+    kvt_refs_fini(&refs);
+    drop(&rig, session);
+    kvt_rig_fini(&rig);
+}
+
 /* Only what nobody else holds goes, and of a prefix the end first. */
 static void test_shrink_drops_what_is_unused(void **state)
 {
@@ -467,6 +503,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s15_never_after_a_cut_into_a_block),
     cmocka_unit_test(test_s15_gaps_and_windows_are_not_published),
     cmocka_unit_test(test_s15_a_session_begins_with_a_prefix),
+    cmocka_unit_test(test_s15_eviction_leaves_what_is_published),
     cmocka_unit_test(test_shrink_drops_what_is_unused),
     cmocka_unit_test(test_leases_end_with_their_time_or_their_table),
     cmocka_unit_test(test_s15_references_are_exact_whatever_is_done),
