@@ -70,8 +70,9 @@ int cmd_unpin(struct ctl *ctl)
 
 int cmd_evict(struct ctl *ctl)
 {
-    const struct kvarn_evict_args args = {
-        .name = ctl->args.positions[0], .blocks = (uint32_t)number_or(ctl, "blocks", 0)};
+    uint64_t blocks = number_or(ctl, "blocks", 0);
+    const struct kvarn_evict_args args = {.name = ctl->args.positions[0],
+        .blocks = blocks > UINT32_MAX ? UINT32_MAX : (uint32_t)blocks};
     struct kvarn_evict_result result;
     int err = kvarn_client_evict(ctl->client, &args, &result);
 

@@ -92,6 +92,47 @@ static void defaults_stay_off_the_wire(void **state)
     kvarn_call_destroy(call);
 }
 
+static void lifetimes_say_what_their_arguments_say(void **state)
+{
+    struct kvarn_touch_args touch = {
+        .session = &session, .ttl_ms = KVARN_TOUCH_KEEP, .priority = KVARN_TOUCH_KEEP};
+    const struct kvarn_pin_args pin = {.name = "n", .pin_ms = 7000};
+    const struct kvarn_evict_args evict = {.session = &session};
+    struct kvarn_call *call = NULL;
+    Kvarnd__Touch *t;
+    Kvarnd__Pin *p;
+    Kvarnd__Evict *e;
+
+    (void)state;
+    assert_int_equal(kvarn_call_touch(&touch, 0, &call), 0);
+    t = unpacked(call, &kvarnd__touch__descriptor);
+    assert_int_equal(t->handle, 11);
+    assert_false(t->has_ttl_ms || t->has_priority); /* as they were */
+    protobuf_c_message_free_unpacked(&t->base, NULL);
+    kvarn_call_destroy(call);
+    touch.ttl_ms = 0;
+    touch.priority = 9;
+    assert_int_equal(kvarn_call_touch(&touch, 0, &call), 0);
+    t = unpacked(call, &kvarnd__touch__descriptor);
+    assert_true(t->has_ttl_ms && t->ttl_ms == 0 && t->has_priority && t->priority == 9);
+    protobuf_c_message_free_unpacked(&t->base, NULL);
+    kvarn_call_destroy(call);
+    assert_int_equal(kvarn_call_pin(&pin, 0, &call), 0);
+    p = unpacked(call, &kvarnd__pin__descriptor);
+    assert_false(p->has_handle || p->unpin);
+    assert_string_equal(p->name, "n");
+    assert_int_equal(p->pin_ms, 7000);
+    protobuf_c_message_free_unpacked(&p->base, NULL);
+    kvarn_call_destroy(call);
+    assert_int_equal(kvarn_call_evict(&evict, 0, &call), 0);
+    e = unpacked(call, &kvarnd__evict__descriptor);
+    assert_false(e->has_blocks); /* all of them */
+    protobuf_c_message_free_unpacked(&e->base, NULL);
+    kvarn_call_destroy(call);
+    touch.name = "both";
+    assert_int_equal(kvarn_call_touch(&touch, 0, &call), KVARN_EINVALID);
+}
+
 static void impossible_arguments_are_refused(void **state)
 {
     static char name[300];
@@ -146,6 +187,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(append_says_what_its_arguments_say),
         cmocka_unit_test(defaults_stay_off_the_wire),
+        cmocka_unit_test(lifetimes_say_what_their_arguments_say),
         cmocka_unit_test(impossible_arguments_are_refused),
         cmocka_unit_test(shape_is_packed_whole),
     };
