@@ -98,6 +98,7 @@ kvb_command_fn kvb_costs;
 kvb_command_fn kvb_evict;
 kvb_command_fn kvb_fidelity;
 kvb_command_fn kvb_scale;
+kvb_command_fn kvb_server;
 kvb_command_fn kvb_sessions;
 kvb_command_fn kvb_soak;
 

@@ -25,6 +25,7 @@ static const struct command commands[] = {
     {"codec", "encode, decode and rotate: GB/s of fp16 per level and encoder", kvb_codec},
     {"costs", "what the daemon's loop reckons that kernels cost, beside what they do", kvb_costs},
     {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
+    {"server", "a daemon through sockets, beside raw senders, redis and bare kernels", kvb_server},
     {"sessions", "cost of opening, finding and copying sessions", kvb_sessions},
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
     {"scale", "attention on 1, 2, 4, ... threads at once", kvb_scale},
