@@ -13,20 +13,15 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
 
 from oracle import sabotage  # noqa: E402
 from oracle.lives import Life, has_option, kill_points  # noqa: E402
-from oracle.rows import Codec  # noqa: E402
-from oracle.traffic import Actor  # noqa: E402
-from oracle.world import World  # noqa: E402
-from support.settings import BIN  # noqa: E402
-from support.wire import Closed, Conn  # noqa: E402
+from oracle.stage import Stage  # noqa: E402
+from support.wire import Closed  # noqa: E402
 
-ACTORS, NAMES, ROUND_OPS, ROUNDS_MAX = 3, 8, 6, 60
+ROUND_OPS, ROUNDS_MAX = 6, 60
 CLEAN_EVERY = 8    # with a cold tier: one stop in so many is a clean one
 POINT_EVERY = 3    # one life in so many ends at a kill point, if it gets there
 EARLY_EVERY = 10   # one in so many may be killed while it starts
@@ -37,16 +32,10 @@ class Loop:
     """Lives of a daemon over one cold folder, if there is one."""
 
     def __init__(self, args):
-        self.args, self.rng = args, np.random.default_rng(args.seed)
+        self.args = args
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="kvarn-crash-"))
-        self.codec = Codec(BIN / "oracle_codec")
-        self.world = World(self.codec, args.seed, may_evict=args.memory_limit is not None)
-        self.tally = self.world.tally
-        self.actors = [Actor(self.world, self.rng, [f"a{i}-{j}" for j in range(NAMES)])
-                       for i in range(ACTORS)]
-        for actor in self.actors:
-            for name in actor.names:
-                _ = self.world[name]
+        self.stage = Stage(args.seed, may_evict=args.memory_limit is not None)
+        self.rng, self.tally = self.stage.rng, self.stage.tally
         self.points = kill_points() if args.cold else []
         self.was_clean = False
 
@@ -74,19 +63,16 @@ class Loop:
             fault = life.end() if not is_clean else life.end_cleanly()
         if fault:
             self.tally.fault("died", fault)
-        for actor in self.actors:
-            actor.lost()
-            actor.close()
+        self.stage.disconnect()
         self.tally["clean_stops" if is_clean else "kills"] += 1
         self.tally["at_kill_points"] += bool(env) and not is_clean
 
     def live(self, life, env):
         """Returns whether the daemon is to be stopped cleanly."""
         try:
-            self.settle_all(life)
-            for actor in self.actors:
-                actor.connect(life.address)
-            self.adopt_handles()
+            was_clean, self.was_clean = self.was_clean, False
+            self.stage.settle_all(life.address, was_clean, self.args.cold)
+            self.stage.connect(life.address)
             wants_clean = self.args.cold and not env and self.rng.integers(CLEAN_EVERY) == 0
             if not wants_clean:
                 life.kill_in(float(self.rng.exponential(0.15)) if not env else 3.0)
@@ -97,31 +83,11 @@ class Loop:
         except (Closed, OSError):
             return False
 
-    def settle_all(self, life):
-        """All names, by their candidates; those that came back are read to the last byte."""
-        was_clean, self.was_clean = self.was_clean, False
-        with Conn(life.address) as conn:
-            for known in self.world.known.values():
-                self.world.settle(known, conn, was_clean, self.args.cold)
-
-    def adopt_handles(self):
-        """Sessions that came back belong to their actors' connections from now on."""
-        for actor in self.actors:
-            for name in actor.names:
-                known = self.world[name]
-                if known.state is not None:
-                    actor.reopen(known)
-
     def traffic(self, rounds):
         for _ in range(rounds):
-            for actor in self.actors:
-                actor.submit(ROUND_OPS)
-            for actor in self.actors:
-                actor.collect()
+            self.stage.round(ROUND_OPS)
         # All that was done is looked at once more, as a client would.
-        for actor in self.actors:
-            for known in actor.live():
-                self.world.check_all(known, known.conn, known.handle)
+        self.stage.check_all()
 
     def run(self):
         began = told = time.monotonic()
@@ -143,9 +109,8 @@ class Loop:
     def report(self, seconds):
         t = self.tally
         tier = "a cold tier" if self.args.cold else "no cold tier"
-        print(f"seed {self.args.seed}, {tier}, {seconds:.0f} s; " +
-              ", ".join(f"{key} = {value}" for key, value in sorted(t.items())
-                        if key not in ("wrong", "resurrected", "kills", "answered")))
+        print(f"seed {self.args.seed}, {tier}, {seconds:.0f} s; "
+              f"{self.stage.counts(['kills', 'answered'])}")
         print(f"survived: {t['sessions_survived']} sessions, {t['tokens_survived']} tokens")
         print(self.line())
         # What never looked at anything, or lost everything all the time, shows nothing.
@@ -154,7 +119,7 @@ class Loop:
         return 0 if t.is_clean and has_looked and has_survivors else 1
 
     def close(self):
-        self.codec.close()
+        self.stage.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

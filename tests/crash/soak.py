@@ -12,16 +12,11 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
 
 from oracle.lives import Life, has_option  # noqa: E402
-from oracle.rows import Codec  # noqa: E402
-from oracle.traffic import Actor  # noqa: E402
-from oracle.world import World  # noqa: E402
-from support.settings import BIN  # noqa: E402
+from oracle.stage import Stage  # noqa: E402
 from support.wire import Conn  # noqa: E402
 
 ACTORS, NAMES, ROUND_OPS, CONNS = 4, 12, 5, 3
@@ -32,11 +27,8 @@ class Soak:
     """A daemon, its actors and what is known of it."""
 
     def __init__(self, args):
-        self.args, rng = args, np.random.default_rng(args.seed)
-        self.codec = Codec(BIN / "oracle_codec")
-        self.world = World(self.codec, args.seed, may_evict=True)
-        self.actors = [Actor(self.world, rng, [f"a{i}-{j}" for j in range(NAMES)], CONNS)
-                       for i in range(ACTORS)]
+        self.args = args
+        self.stage = Stage(args.seed, ACTORS, NAMES, CONNS, may_evict=True)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="kvarn-soak-"))
         flags = ["--memory-limit", args.memory_limit, "--workers", args.workers]
         if args.cold:
@@ -46,46 +38,33 @@ class Soak:
     def run(self):
         began = told = time.monotonic()
         rounds = 0
-        for actor in self.actors:
-            actor.connect(self.life.address)
+        self.stage.connect(self.life.address)
         while (now := time.monotonic()) - began < self.args.seconds:
-            for actor in self.actors:
-                actor.submit(ROUND_OPS)
-            for actor in self.actors:
-                actor.collect()
+            self.stage.round(ROUND_OPS)
             rounds += 1
             if rounds % CHECK_EVERY == 0:
-                self.check_all()
+                self.stage.check_all()
             if now - told > PROGRESS_SECONDS:
                 told = now
                 print(f"{now - began:.0f} s: {self.line()}", flush=True)
-        self.check_all()
-
-    def check_all(self):
-        for actor in self.actors:
-            for known in [self.world[name] for name in actor.names]:
-                if known.state is not None:
-                    self.world.check_all(known, known.conn, known.handle)
+        self.stage.check_all()
 
     def line(self):
-        t = self.world.tally
+        t = self.stage.tally
         return f"tried = {t['answered']}, wrong = {t['wrong']}, resurrected = {t['resurrected']}"
 
     def end(self):
         """Stop it; the verdict."""
-        t = self.world.tally
+        t = self.stage.tally
         with Conn(self.life.address) as conn:
             counters = conn.stats()[1]
         rss, is_sanitized = self.life.rss_bytes(), self.life.is_sanitized()
-        for actor in self.actors:
-            actor.close()
+        self.stage.disconnect()
         fault = self.life.end_cleanly()
         if fault:
             t.fault("died", fault)
         short = sum(counters[f"evicted_blocks_{why}"] for why in ("watermark", "reservation"))
-        print(f"seed {self.args.seed}; " + ", ".join(
-            f"{key} = {value}" for key, value in sorted(t.items())
-            if key not in ("wrong", "resurrected", "answered")))
+        print(f"seed {self.args.seed}; {self.stage.counts(['answered'])}")
         print(f"blocks evicted = {short} and {counters['evicted_blocks_call']} when asked, "
               f"VmRSS = {rss >> 20} MiB" + (" (with a sanitizer's own)" if is_sanitized else ""))
         print(self.line())
@@ -93,7 +72,7 @@ class Soak:
 
     def close(self):
         self.life.end()
-        self.codec.close()
+        self.stage.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

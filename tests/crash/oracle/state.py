@@ -63,13 +63,16 @@ class State(typing.NamedTuple):
                                dropped)
         return self._with(changed)
 
-    def cut(self, length):
-        """(state, whether a sealed block was re-opened); (None, False) where it is a MISS."""
+    def cut(self, length, may_miss=True):
+        """(state, whether a sealed block was re-opened); (None, False) where it is a MISS.
+
+        may_miss: what left its window is gone. After a restart more of it may be there."""
         group, changed, is_lossy = self.shape.group, {}, False
         for i, old in enumerate(self.layers):
             cut, window = min(old.length, length), self.shape.layers[i].window
             block = cut // group
-            if 0 < cut < old.length and max(cut - window + 1, 0) < old.dropped * group:
+            if may_miss and 0 < cut < old.length and \
+                    max(cut - window + 1, 0) < old.dropped * group:
                 return None, False
             segs = tuple(seg for seg in old.segs if seg[0] < cut)
             if cut % group and self.sink_blocks <= block < old.sealed:
@@ -85,7 +88,17 @@ class State(typing.NamedTuple):
         changed = {}
         for i, old in enumerate(self.layers):
             segs = tuple(seg for seg in old.segs if seg[0] < lengths[i])
-            changed[i] = Layer(segs, lengths[i], sealed[i], old.dropped)
+            dropped = min(old.dropped, lengths[i] // self.shape.group)
+            changed[i] = Layer(segs, lengths[i], sealed[i], dropped)
+        return self._with(changed)
+
+    def cloned(self):
+        """What AppendTiles makes of its runs: records stay sealed, rows wait for their length."""
+        changed = {}
+        for i, old in enumerate(self.layers):
+            due = max(old.length - self.options.seal_lag, 0) // self.shape.group
+            sealed = old.sealed if old.sealed > self.sink_blocks else min(due, old.sealed)
+            changed[i] = old._replace(sealed=sealed)
         return self._with(changed)
 
     def encoder_of(self, block):

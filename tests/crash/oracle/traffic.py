@@ -24,6 +24,7 @@ SHAPES = [
 FAT = Shape([Layer(8, 64)] * 3, group=GROUP, model="fat")
 OPTIONS = [Options(), Options(pb.REFERENCE, 0), Options(pb.REFINED, 30)]
 SPENT = {"RETRY_LATER", "NO_SPACE", "NO_MEMORY"}
+DISK = {"IO", "NO_SPACE", "NO_MEMORY", "RETRY_LATER"}
 TOKENS_MAX = 1200
 ATTENTION_BOUND = 2e-3
 
@@ -97,8 +98,11 @@ class Actor:
     def send(self, conn, message, payload, op):
         op.conn = conn
         self.flying.append(op)
+        told = " ".join(str(message).split()) if len(payload) == 0 else \
+            f"{op.what} {len(payload)}"
         for known, state in op.after:
             self.busy.add(known.name)
+            known.history.append(f"{type(message).__name__} {told[:80]}")
             known.candidates.append(state)
         self.world.tally["sent"] += 1
         op.request_id = conn.send(message, payload)
@@ -124,7 +128,12 @@ class Actor:
         self.world.tally[f"refused_{code.lower()}"] += 1
         known = op.after[0][0] if op.after else None
         if op.what in ("open", "fork") and code == "CONFLICT":
-            self.world.tally.fault("resurrected", f"{known.name} is there: {status.text}")
+            self.world.tally.fault("resurrected", f"{known.name} is there: {status.text}",
+                                   known)
+            return
+        if code in DISK and self.world.may_fail and op.what in ("truncate", "drop", "reorder"):
+            for known, state in op.after:
+                self.resolve(known, [known.state, state])
             return
         if code in SPENT and self.world.may_evict:
             return
@@ -133,7 +142,23 @@ class Actor:
             known.misses = True
             return
         self.world.tally.fault("wrong", f"{op.what} of {known and known.name}: {code} "
-                                        f"{status.text}")
+                                        f"{status.text}", known)
+
+    def resolve(self, known, states):
+        """A change that is not on disk: it may have happened, and a crash may bring back either."""
+        conn = known.conn
+        reply = conn.ask(pb.OpenSession(name=known.name, mode=pb.EXISTING))
+        known.doubts += states
+        known.state = known.handle = None
+        if reply.code == "OK":
+            known.handle, lengths = reply.message.handle, list(reply.message.layer_lengths)
+            known.state = next((state for state in states if state is not None and
+                                state.lengths == lengths), None)
+            self.world.see_epoch(known, reply.message.epoch, is_new=False)
+            known.source, known.is_whole = self.world.new_source(), False
+        if known.state is None and (reply.code != "NOT_FOUND" or None not in states):
+            self.world.tally.fault("wrong", f"{known.name} after a failed change: {reply}",
+                                   known)
 
     def lost(self):
         """The daemon is gone: what is unanswered stays in doubt."""
@@ -142,7 +167,7 @@ class Actor:
 
     def expect(self, known, what, got, want):
         if got != want:
-            self.world.tally.fault("wrong", f"{what} of {known.name}: {got}, not {want}")
+            self.world.tally.fault("wrong", f"{what} of {known.name}: {got}, not {want}", known)
 
     # Operations.
 
@@ -260,7 +285,7 @@ class Actor:
         held, ls = before.layers[layer], before.shape.layers[layer]
         item = reply.message.items[0]
         self.expect(known, "append_attend: sealed", item.sealed_tokens, held.sealed * GROUP)
-        base = held.dropped * GROUP
+        base = max(start + 1 - ls.window, 0) // GROUP * GROUP if ls.window else 0
         after = before.append([layer], count, source)
         k, v = after.rows(self.world.codec, layer, base, start + count, held.sealed)
         out, lse = attention(q, k, v, start, base=base, window=ls.window)
@@ -272,7 +297,8 @@ class Actor:
         self.world.tally["attends_checked"] += 1
         if not worst <= ATTENTION_BOUND:
             self.world.tally.fault("wrong", f"attention of {known.name} layer {layer}: off by "
-                                            f"{worst:.2g}")
+                                            f"{worst:.2g}, {before.lengths} tokens before",
+                                   known)
 
     def clone(self):
         """What another session stores, appended to an empty one."""
@@ -289,6 +315,8 @@ class Actor:
                 message.runs.add(layer=layer, first_token=first, token_count=last - first,
                                  form=form)
                 parts.append(state.stored_bytes(self.world.codec, layer, first, last, form))
+
+        state = state.cloned()
 
         def done(reply):
             child.state = state
@@ -308,7 +336,7 @@ class Actor:
 
     def truncate_one(self, known, length):
         before = known.state
-        state, is_lossy = before.cut(length)
+        state, is_lossy = before.cut(length, may_miss=known.is_whole)
         message = pb.Truncate(handle=known.handle, epoch=known.epoch, length=length)
 
         def done(reply):
@@ -335,7 +363,7 @@ class Actor:
             return
         committed, before = parent.state.committed, parent.state
         length = committed if self.rng.random() < 0.6 else int(self.rng.integers(committed + 1))
-        state, is_lossy = before.cut(length)
+        state, is_lossy = before.cut(length, may_miss=parent.is_whole)
         message = pb.Fork()
         message.items.add(handle=parent.handle, epoch=parent.epoch, name=child.name, length=length)
         op = Op("window" if state is None else "fork", [(child, state)], None)

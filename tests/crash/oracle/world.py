@@ -11,6 +11,7 @@ from oracle.rows import Fresh
 from support.frame import pb
 
 DEAD_KEPT = 8
+HISTORY_KEPT = 12
 NOTES_MAX = 20
 LAWFUL_MISSES = {pb.MISS_WINDOW, pb.MISS_EVICTED, pb.MISS_RESTART}
 
@@ -24,10 +25,12 @@ class Tally(collections.Counter):
         super().__init__()
         self.notes = []
 
-    def fault(self, kind, text):
+    def fault(self, kind, text, known=None):
+        """Count it, and tell of the first ones; of a name with what was last done to it."""
         self[kind] += 1
         if len(self.notes) < NOTES_MAX:
-            self.notes.append(f"{kind}: {text}")
+            past = "" if known is None else "; before: " + ", ".join(known.history)
+            self.notes.append(f"{kind}: {text}{past}")
             print(self.notes[-1], flush=True)
 
     @property
@@ -41,8 +44,10 @@ class Known:
     def __init__(self, name):
         self.name, self.state, self.epoch, self.source = name, None, None, None
         self.conn = self.handle = None
+        self.history = collections.deque(maxlen=HISTORY_KEPT)
         self.epochs, self.dead = set(), collections.deque(maxlen=DEAD_KEPT)
         self.candidates = []       # besides the state, while requests are in flight
+        self.doubts = []           # what a crash may bring back: the daemon said so
         self.is_whole = True       # nothing of it may be missing
         self.misses = False        # an answer said that something of it is
         self.written = 0           # tokens that were acknowledged, over all its lives
@@ -54,10 +59,11 @@ class Known:
 
 
 class World:
-    """All names, the codec, the tally, and whether memory is short, so that misses are lawful."""
+    """All names, the codec, the tally, and what the machine lacks, so that misses are lawful."""
 
-    def __init__(self, codec, seed, may_evict=False):
+    def __init__(self, codec, seed, may_evict=False, may_fail=False):
         self.codec, self.tally, self.may_evict = codec, Tally(), may_evict
+        self.may_fail = may_fail  # disks do
         self._seed, self._keys, self.known = seed, 0, {}
 
     def __getitem__(self, name):
@@ -73,7 +79,7 @@ class World:
     def see_epoch(self, known, epoch, is_new):
         """Epochs of a name are never used again (SEMANTICS.md 7)."""
         if is_new and epoch in known.epochs:
-            self.tally.fault("wrong", f"{known.name}: epoch {epoch} was used before")
+            self.tally.fault("wrong", f"{known.name}: epoch {epoch} was used before", known)
         known.epochs.add(epoch)
         known.epoch = epoch
 
@@ -105,7 +111,7 @@ class World:
         self.tally["reads"] += 1
         if [run[:3] for run in got] != want_runs:
             self.tally.fault("wrong", f"{known.name} layer {layer}: runs "
-                                      f"{[run[:3] for run in got]}, not {want_runs}")
+                                      f"{[run[:3] for run in got]}, not {want_runs}", known)
             return False
         for first, last, form, data in got:
             self.tally["tokens_checked"] += last - first
@@ -120,11 +126,11 @@ class World:
         for dead in known.dead:
             if layer < len(dead.layers) and dead.layers[layer].length >= last and \
                     self._agrees(dead, layer, run):
-                self.tally.fault("resurrected", f"{known.name} layer {layer}: tokens "
-                                                f"[{first}, {last}) were dropped or cut away")
+                self.tally.fault("resurrected", f"{known.name} layer {layer}: tokens [{first}, "
+                                                f"{last}) were dropped or cut away", known)
                 return
         self.tally.fault("wrong", f"{known.name} layer {layer}: tokens [{first}, {last}), "
-                                  f"form {form}")
+                                  f"form {form}", known)
 
     def blame_rows(self, known, layer, span, payload):
         """The same for an answer in halves."""
@@ -132,9 +138,9 @@ class World:
             if layer < len(dead.layers) and dead.layers[layer].length >= span[1] and \
                     payload == b"".join(x.tobytes() for x in dead.rows(self.codec, layer, *span)):
                 self.tally.fault("resurrected", f"{known.name} layer {layer}: tokens {span}, as "
-                                                "halves, were dropped or cut away")
+                                                "halves, were dropped or cut away", known)
                 return
-        self.tally.fault("wrong", f"{known.name} layer {layer}: tokens {span} as halves")
+        self.tally.fault("wrong", f"{known.name} layer {layer}: tokens {span} as halves", known)
 
     def _agrees(self, state, layer, run):
         """Whether the last row or record of a run is what a state holds there."""
@@ -153,7 +159,7 @@ class World:
         if reason not in LAWFUL_MISSES or \
                 (known.is_whole and not self.may_evict and not is_window):
             self.tally.fault("wrong", f"{known.name} layer {layer}: tokens from {first} on: "
-                                      f"answered {what!r}")
+                                      f"answered {what!r}", known)
 
     def check_all(self, known, conn, handle):
         """Every token that a session holds; stretches that miss are looked at block by block."""
@@ -180,23 +186,24 @@ class World:
 
     def settle(self, known, conn, is_clean, has_cold):
         """A name after a restart: what is there must be the beginning of a candidate."""
-        candidates = [known.state, *known.candidates]
+        candidates = [known.state, *known.candidates, *known.doubts]
+        known.history.append("clean stop" if is_clean else "kill")
         reply = conn.ask(pb.OpenSession(name=known.name, mode=pb.EXISTING))
         known.conn = known.handle = None
         if reply.code == "NOT_FOUND":
             if is_clean and has_cold and None not in candidates:
-                self.tally.fault("wrong", f"{known.name}: lost by a clean stop")
+                self.tally.fault("wrong", f"{known.name}: lost by a clean stop", known)
             self._gone(known)
             return
         if reply.code != "OK":
-            self.tally.fault("wrong", f"{known.name}: {reply}")
+            self.tally.fault("wrong", f"{known.name}: {reply}", known)
             self._gone(known)
             return
         opened = reply.message
         live = [state for state in candidates if state is not None]
         if not has_cold or not live:
             self.tally.fault("resurrected", f"{known.name}: there after a restart, "
-                             f"lengths {list(opened.layer_lengths)}")
+                             f"lengths {list(opened.layer_lengths)}", known)
             conn.ask(pb.DropSession(name=known.name))
             self._gone(known)
             return
@@ -204,9 +211,9 @@ class World:
 
     def _gone(self, known):
         known.bury(known.state)
-        for state in known.candidates:
+        for state in known.candidates + known.doubts:
             known.bury(state)
-        known.state, known.candidates, known.handle = None, [], None
+        known.state, known.candidates, known.doubts, known.handle = None, [], [], None
 
     def _adopt(self, known, conn, opened, live, is_clean):
         """Find the candidate whose beginning came back, and go on from there."""
@@ -215,10 +222,10 @@ class World:
                 all(a <= b for a, b in zip(lengths, state.lengths))]
         if not fits:
             self.tally.fault("resurrected", f"{known.name}: lengths {lengths}, at most "
-                             f"{[state.lengths for state in live]} were ever asked for")
+                             f"{[state.lengths for state in live]} were ever asked for", known)
         chosen = None
         for state in fits:
-            chosen = self._begins(conn, opened.handle, state, lengths)
+            chosen = self._begins(known, conn, opened.handle, state, lengths)
             if chosen is not None:
                 break
         before = known.state
@@ -226,81 +233,72 @@ class World:
             if state is not chosen:
                 known.bury(state)
         is_loss = before is None or lengths != before.lengths
-        known.state, known.candidates, known.is_whole = chosen or live[0], [], False
+        known.state, known.is_whole = chosen or live[0], False
+        known.candidates, known.doubts = [], []
         if chosen is None:
             if fits:
-                known.state = fits[0].recovered(lengths, [0] * len(lengths))
+                known.state = fits[0].recovered(
+                    lengths, [min(a // state.shape.group, layer.sealed)
+                              for a, layer in zip(lengths, fits[0].layers)])
                 self._blame_all(known, conn, opened.handle)
             conn.ask(pb.DropSession(name=known.name))
             self._gone(known)
             return
         if is_clean and lengths != before.lengths:
             self.tally.fault("wrong", f"{known.name}: {lengths} after a clean stop, "
-                                      f"not {before.lengths}")
+                                      f"not {before.lengths}", known)
         self.see_epoch(known, opened.epoch, is_new=is_loss and before is not None and
                        any(a < b for a, b in zip(lengths, before.lengths)))
         known.conn, known.handle, known.source = conn, opened.handle, self.new_source()
         self.tally["sessions_survived"] += 1
         self.tally["tokens_survived"] += sum(lengths)
 
-    def _begins(self, conn, handle, state, lengths):
+    def _begins(self, known, conn, handle, state, lengths):
         """The state that is there, if it is the beginning of `state`; None if it is not."""
-        sealed = []
-        pieces = []
-        for layer, held in enumerate(state.layers):
-            known_sealed, runs = self._read_pieces(conn, handle, state, layer, lengths[layer],
-                                                   held.dropped)
-            sealed.append(min(max(known_sealed, 0), held.sealed))
-            pieces.append(runs)
+        told = conn.call(pb.InspectSession(handle=handle)).message.layer_sealed
+        sealed = [at // state.shape.group for at in told]
+        if any(a > layer.sealed for a, layer in zip(sealed, state.layers)):
+            return None
         there = state.recovered(lengths, sealed)
-        for layer, runs in enumerate(pieces):
-            for first, last, form, data in runs:
-                if form == pb.RECORDS and last > state.layers[layer].sealed * state.shape.group:
-                    return None
+        for layer, held in enumerate(there.layers):
+            for run in self._read_pieces(known, conn, handle, there, layer, held.length):
+                first, last, form, data = run
                 self.tally["tokens_checked"] += last - first
-                if data != there.stored_bytes(self.codec, layer, first, last, form):
+                if [run[:3]] != there.forms(layer, first, last) or \
+                        data != there.stored_bytes(self.codec, layer, first, last, form):
                     return None
         return there
 
-    def _read_pieces(self, conn, handle, state, layer, length, dropped):
-        """(leading blocks sealed as far as can be told, runs) of a session that came back."""
-        group, sinks = state.shape.group, state.sink_blocks
-        first, sealed, pieces = dropped * group, 0, []
+    def _read_pieces(self, known, conn, handle, state, layer, length):
+        """The runs of a session that came back, but for what it misses."""
+        group, pieces = state.shape.group, []
+        first = state.layers[layer].dropped * group
         todo = [(first, length)] if first < length else []
-        is_known = False
         while todo:
             a, b = todo.pop(0)
             got = self.read_stored(conn, handle, state, layer, a, b)
             if isinstance(got, list):
                 pieces += got
-                for run in got:
-                    if run[2] == pb.RECORDS:
-                        sealed = max(sealed, run[1] // group)
-                    elif run[0] >= sinks * group:
-                        is_known, sealed = True, max(sealed, run[0] // group)
             elif isinstance(got, int) and b - a > group:
                 todo = [(max(at, a), min(at + group, b))
                         for at in range(a // group * group, b, group)] + todo
             elif isinstance(got, int) and got in LAWFUL_MISSES:
                 self.tally["recovered_misses"] += 1
             else:
-                self.tally.fault("wrong", f"layer {layer}: tokens [{a}, {b}): {got!r}")
-        if not is_known:
-            sealed = max(sealed, length // group)
-        return min(max(sealed, min(sinks, length // group)), length // group), pieces
+                self.tally.fault("wrong", f"{known.name} layer {layer}: tokens [{a}, {b}) of "
+                                          f"{length}: {got!r}", known)
+        return pieces
 
     def _blame_all(self, known, conn, handle):
         """Nothing fits: say what came instead, once a layer."""
         before = self.tally["wrong"] + self.tally["resurrected"]
         for layer, held in enumerate(known.state.layers):
-            _, runs = self._read_pieces(conn, handle, known.state, layer, held.length,
-                                        held.dropped)
-            for run in runs:
+            for run in self._read_pieces(known, conn, handle, known.state, layer, held.length):
                 if not self._agrees_any(known, layer, run):
                     self.blame(known, layer, run)
                     break
         if before == self.tally["wrong"] + self.tally["resurrected"]:
-            self.tally.fault("wrong", f"{known.name}: layers of different states")
+            self.tally.fault("wrong", f"{known.name}: layers of different states", known)
 
     def _agrees_any(self, known, layer, run):
         first, last, form, data = run
