@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import HERE, SLOW
 
-from kvarn.fidelity import metrics, needles, texts
+from kvarn.fidelity import metrics, needles, report, texts
 from kvarn.fidelity.cache import BlockCache, attention
 from kvarn.fidelity.configurations import ALL, OURS
 from kvarn.fidelity.quantisers import Fp16, Kivi, Rotation, Rtn, along_tokens, round_groups
@@ -212,6 +212,26 @@ def test_texts_are_shipped(name):
     except FileNotFoundError as missing:
         pytest.skip(str(missing))  # of another system; Debian and Ubuntu have them all
     assert len(found.text) > 20_000 and found.name == name
+
+
+# ---- documents ----
+
+
+def test_readme_quotes_the_table():
+    """Figures of the README are those of the run that is kept beside this package."""
+    found = json.loads((HERE.parent / "fidelity" / "smollm2-135m.json").read_text())
+    shown = set(found["configurations"])
+    assert {"fp16", "kivi2-g32", "reference", "refined", "aware", "k4v2"} <= shown <= set(ALL)
+    assert all(len(row["texts"]) == 4 for row in found["configurations"].values())
+    assert found["tokens"] == 4096 and found["head_dim"] == 64
+    readme = (HERE.parents[2] / "README.md").read_text()
+    assert report.markdown(found) in readme
+    assert (HERE.parent / "fidelity" / "smollm2-135m.png").read_bytes()[1:4] == b"PNG"
+    for name, row in found["configurations"].items():
+        assert row["bits"] == ALL[name].bits(128, 64)
+    for goal in found["goals"]:
+        value = goal["what"].split(": ")[-1].split(" ")[0]
+        assert value in readme, goal["what"]
 
 
 # ---- a short run ----

@@ -16,6 +16,17 @@ STRETCH = 256  # positions of a point of the error by position
 KL_MAX, KIVI_SHARE_MAX, REFERENCE_SHARE_MAX, TOP1_MIN, AWARE_SHARE_MAX = 0.060, 0.45, 0.5, 0.9, 0.7
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The table of means, for documents, of what fidelity.json holds."""
+    lines = ["| cache | bits a value | perplexity | KL to fp16, nats | top-1 as fp16 | "
+             "codes recalled | digits right |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [f"| {row['title']} | {row['bits']:g} | {row['perplexity']:.2f} | "
+              f"{row['kl_nats']:.4f} | {row['top1']:.1%} | {row['needles_exact']} of "
+              f"{row['needles']} | {row['digits_right']:.1%} |"
+              for row in found["configurations"].values()]
+    return "\n".join(lines) + "\n"
+
+
 class Report:
     """All results of a run: by configuration, then by text."""
 
@@ -85,7 +96,7 @@ class Report:
         return found
 
     def write(self, folder: pathlib.Path) -> None:
-        """fidelity.json, and position.csv with the error by position."""
+        """fidelity.json, fidelity.md, and position.csv with the error by position."""
         rows = {name: {"title": ALL[name].title, "bits": self.bits(name),
                        "perplexity": math.exp(self.mean(name, "nll")),
                        "kl_nats": self.mean(name, "kl"), "top1": self.mean(name, "top1"),
@@ -96,8 +107,9 @@ class Report:
                                  for t, r in row.items()}}
                 for name, row in self.by_name.items()}
         goals = [{"met": met, "what": what} for met, what in self.goals()]
-        (folder / "fidelity.json").write_text(json.dumps(
-            {**self.head, "configurations": rows, "goals": goals}, indent=1) + "\n")
+        found = {**self.head, "configurations": rows, "goals": goals}
+        (folder / "fidelity.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "fidelity.md").write_text(markdown(found))
         with open(folder / "position.csv", "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
             out.writerow(["text", "configuration", "position", f"kl_nats_of_{STRETCH}"])
@@ -112,19 +124,20 @@ class Report:
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
         for name in (n for n in self.by_name if n != "fp16"):
             is_ours = ALL[name].quantiser is None
             line, = right.plot(*self._curve(name), "-" if is_ours else "--", label=ALL[name].title)
             kl = self.mean(name, "kl")
             left.plot(self.bits(name), kl, "o" if is_ours else "x", color=line.get_color())
             left.annotate(ALL[name].title, (self.bits(name), kl), fontsize=7,
-                          xytext=(4, 3), textcoords="offset points")
+                          xytext=(5, 3) if is_ours else (-5, -3), textcoords="offset points",
+                          ha="left" if is_ours else "right", va="bottom" if is_ours else "top")
         left.set(xlabel="bits a value", ylabel="mean KL to fp16, nats", yscale="log",
-                 xlim=(2.2, 5.2), title="what the bits buy")
+                 xlim=(1.5, 5.5), title="what the bits buy")
         right.set(xlabel="position, tokens", ylabel=f"KL to fp16, nats, mean of {STRETCH}",
                   yscale="log", title="error by position")
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         for axes in (left, right):
             axes.grid(alpha=0.3)
         for suffix in ("svg", "png"):
