@@ -256,12 +256,11 @@ static int append_check(struct kvd_append *append, struct kvd_failure *why)
                 "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
                 ly->length, al->start);
         }
-        err = kvd_session_check_tail(session, al->layer, why);
-        if (err != 0) {
-            return err;
-        }
     }
-    return 0;
+    for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
+        err = kvd_session_check_tail(session, append->plan.layers[i].layer, why);
+    }
+    return err;
 }
 
 /* Stored before: what follows an append is done again (SEMANTICS.md 9). */
