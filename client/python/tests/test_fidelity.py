@@ -288,6 +288,22 @@ def test_mistakes_are_named(tmp_path, arguments, words):
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
 
 
+@needs_model
+def test_a_signal_ends_the_daemon_too(tmp_path):
+    """SIGTERM in the midst of a text, when the fp16 run that comes first is there."""
+    from conftest import daemon_path
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "OMP_NUM_THREADS": "1",
+           "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "kvarn.fidelity", "--quick", "--presets", "fp16", "refined",
+               "--kvarnd", str(daemon_path()), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as one:
+        line = one.stderr.readline()
+        folders = list(tmp_path.glob("kvarn-fidelity-*"))
+        one.terminate()
+        assert one.wait(40 * SLOW) == 143 and "gpl fp16" in line and len(folders) == 1
+    assert not folders[0].exists()
+
+
 def test_private_daemon_ends_with_its_folder():
     from conftest import daemon_path
 

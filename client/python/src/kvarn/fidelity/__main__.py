@@ -12,6 +12,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import time
 from typing import Any
@@ -208,6 +209,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    # Ended by a signal, too, it takes the daemon that it started with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run(arguments().parse_args())
     except (Error, ValueError, OSError) as error:
