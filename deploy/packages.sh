@@ -9,7 +9,7 @@ KVARN_BUILD_PACKAGES="cmake ninja-build gcc libc6-dev pkg-config protobuf-c-comp
 
 # What ctest runs besides.
 KVARN_TEST_PACKAGES="libcmocka-dev python3 python3-pytest python3-protobuf python3-numpy
-    python3-hypothesis"
+    python3-hypothesis fiu-utils libfiu0"
 
 # The library for AArch64 and its tests, on other machines: compiler, libc, emulator.
 KVARN_AARCH64_PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"

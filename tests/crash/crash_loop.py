@@ -43,7 +43,10 @@ class Loop:
         flags = ["--memory-limit", self.args.memory_limit or "256MiB",
                  "--workers", str(int(self.rng.integers(0, 3)))]
         if self.args.cold:
-            flags += ["--cold-dir", str(self.folder / "cold")]
+            # Small segments are sealed, rewritten and removed within a life.
+            flags += ["--cold-dir", str(self.folder / "cold"),
+                      "--cold-segment", str(self.rng.choice(["256KiB", "1MiB", "64MiB"])),
+                      "--cold-compress", str(self.rng.choice(["0", "0", "3"]))]
         return flags
 
     def one_life(self):

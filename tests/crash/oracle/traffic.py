@@ -122,6 +122,7 @@ class Actor:
                 op.done(reply)
             else:
                 self.refused(op, reply.code, reply.status)
+        self.busy = set()
 
     def refused(self, op, code, status):
         """Nothing happened. Lawful where memory is short or tokens are gone."""

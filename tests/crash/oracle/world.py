@@ -64,6 +64,7 @@ class World:
     def __init__(self, codec, seed, may_evict=False, may_fail=False):
         self.codec, self.tally, self.may_evict = codec, Tally(), may_evict
         self.may_fail = may_fail  # disks do
+        self.lawful = LAWFUL_MISSES | ({pb.MISS_CHECKSUM} if may_fail else set())
         self._seed, self._keys, self.known = seed, 0, {}
 
     def __getitem__(self, name):
@@ -156,7 +157,7 @@ class World:
         known.misses = True
         is_window = known.state is not None and reason == pb.MISS_WINDOW and \
             first < known.state.layers[layer].dropped * known.state.shape.group
-        if reason not in LAWFUL_MISSES or \
+        if reason not in self.lawful or \
                 (known.is_whole and not self.may_evict and not is_window):
             self.tally.fault("wrong", f"{known.name} layer {layer}: tokens from {first} on: "
                                       f"answered {what!r}", known)
@@ -282,7 +283,7 @@ class World:
             elif isinstance(got, int) and b - a > group:
                 todo = [(max(at, a), min(at + group, b))
                         for at in range(a // group * group, b, group)] + todo
-            elif isinstance(got, int) and got in LAWFUL_MISSES:
+            elif isinstance(got, int) and got in self.lawful:
                 self.tally["recovered_misses"] += 1
             else:
                 self.tally.fault("wrong", f"{known.name} layer {layer}: tokens [{a}, {b}) of "
