@@ -589,6 +589,8 @@ int kvd_append_start(
     append->done_cb = args->done_cb;
     append->op.layer_first = args->layer_first;
     append->op.layer_count = args->layer_count;
+    append->op.needs_tail = !args->is_batched;
+    append->op.block_last = args->is_batched ? UINT32_MAX : 0; /* it attends to all there is */
     if (ret != NULL) {
         *ret = append;
     }
@@ -639,6 +641,7 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
     append->done_cb = args->done_cb;
     append->op.layer_first = args->runs[0].layer;
     append->op.layer_count = last->layer - append->op.layer_first + 1;
+    append->op.needs_tail = true;
     if (args->ret_append != NULL) {
         *args->ret_append = append;
     }

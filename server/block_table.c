@@ -74,6 +74,7 @@ void kvd_block_destroy(struct kvd_service *service, struct kvd_block *block)
         kvd_page_unref(&service->pages, block->layers[i].rows);
         kvd_page_unref(&service->pages, block->layers[i].tiles);
     }
+    kvd_cold_copy_unref(service, block->cold);
     give(service, block, block_bytes(block->layer_count));
 }
 

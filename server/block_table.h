@@ -21,6 +21,7 @@
 #include "kvarn/err.h"
 #include "server/page_store.h"
 
+struct kvd_cold_copy;
 struct kvd_service;
 
 #define KVD_SPAN_BLOCKS 64u
@@ -39,6 +40,8 @@ struct kvd_block_layer {
 enum kvd_block_state {
     KVD_BLOCK_RESIDENT,
     KVD_BLOCK_MISSING, /* it has none any more */
+    KVD_BLOCK_COLD,    /* they are in the cold tier */
+    KVD_BLOCK_LOADING, /* and on their way back */
 };
 
 /* One block of all layers. Shared (refs > 1) it is not changed. */
@@ -51,6 +54,7 @@ struct kvd_block {
     uint8_t state;                      /* enum kvd_block_state */
     uint8_t miss_reason;                /* MISSING: Kvarnd__MissReason */
     uint8_t name[KVD_BLOCK_NAME_BYTES]; /* zeros: none */
+    struct kvd_cold_copy *cold; /* ref; NULL: not in the cold tier, or in the session's tail */
     struct kvd_block_layer layers[];
 };
 

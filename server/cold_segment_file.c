@@ -34,6 +34,15 @@ void kvd_segment_file_destroy(struct cold_file *file)
     }
 }
 
+bool kvd_segment_file_fits(
+    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve)
+{
+    uint64_t needed = KVD_SEGMENT_RECORDS_OFFSET + kvd_segment_index_bytes(1) + file_bytes +
+                      (may_use_reserve ? 0 : reserve_bytes(cold));
+
+    return needed < cold->options.segment_bytes;
+}
+
 bool kvd_segment_file_has_room(
     const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve)
 {

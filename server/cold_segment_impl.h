@@ -233,6 +233,10 @@ void kvd_segment_file_make(struct cold_segment *cold);
 /* Start sealing the active one, which gets no more records. Nothing may be in flight to it. */
 void kvd_segment_file_seal(struct cold_segment *cold);
 
+/* Whether an empty segment would hold a record of so many bytes. */
+bool kvd_segment_file_fits(
+    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve);
+
 /* Room in the active segment for one more record of so many bytes. */
 bool kvd_segment_file_has_room(
     const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve);

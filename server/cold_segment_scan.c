@@ -165,7 +165,7 @@ static int record_take(
     }
     if (err == 0) {
         scan->record_cb(scan->ctx, header, offset);
-        scan->result->data_end = *ret_next;
+        scan->result->data_end = offset + kvd_record_file_bytes(header);
     }
     return err;
 }

@@ -28,7 +28,8 @@
 #define HASH_INLINE_BYTES_MAX (64 * 1024)
 
 /* Stretches that one record may need: its meta, its body, its padding; twice. */
-#define WRITE_VECS_MAX(write) (2 * ((write)->vec_count + 2))
+#define WRITE_VECS_MAX(write) \
+    (((write)->header.flags & KVD_RECORD_TWICE ? 2 : 1) * ((write)->vec_count + 2))
 
 static uint64_t vecs_bytes(const struct iovec *vecs, unsigned count)
 {
@@ -262,8 +263,8 @@ static int put_check(struct cold_segment *cold, const struct kvd_cold_put *put)
     uint64_t copy_bytes = kvd_record_copy_bytes((uint32_t)put->head_bytes, body_bytes);
 
     if (put->head_bytes > KVARN_COLD_HEAD_BYTES_MAX || body_bytes > KVARN_COLD_BODY_BYTES_MAX ||
-        2 * copy_bytes > cold->options.segment_bytes ||
-        2 * (put->vec_count + 2) > KVD_FILE_VECS_MAX) {
+        !kvd_segment_file_fits(cold, (is_barrier ? 2 : 1) * copy_bytes, is_barrier) ||
+        (is_barrier ? 2 : 1) * (put->vec_count + 2) > KVD_FILE_VECS_MAX) {
         return KVARN_ETOO_LARGE;
     }
     if (is_barrier) {

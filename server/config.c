@@ -5,6 +5,7 @@
  */
 #include "server/config.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -297,6 +298,12 @@ static int config_check(const struct kvd_config *config, const struct kvd_option
     if (!kvd_log_is_level(config->log_level)) {
         return kvd_option_refuse(source,
             "log-level: expected error, warn, info or debug, got \"%s\"", config->log_level);
+    }
+    if (config->cold_segment % 4096 != 0 || config->cold_limit / 4 < config->cold_segment) {
+        return kvd_option_refuse(source,
+            "cold-segment: expected a multiple of 4096 of which cold-limit holds four, got %" PRIu64
+            " with a limit of %" PRIu64,
+            config->cold_segment, config->cold_limit);
     }
     int err = uids_check(config->allow_uids, source);
     return err != 0 ? err : tcp_check(config, source);

@@ -36,6 +36,7 @@ enum drain_phase {
     DRAIN_REQUESTS, /* what is in flight finishes */
     DRAIN_FLUSH,    /* replies leave, connections close */
     DRAIN_JOBS,     /* connections are closed, jobs come back */
+    DRAIN_COLD,     /* sessions are written to the cold tier */
 };
 
 struct kvd_daemon {
@@ -67,6 +68,13 @@ static void listeners_close(struct kvd_daemon *daemon)
     }
 }
 
+static void drained_cb(void *ctx)
+{
+    struct kvd_daemon *daemon = ctx;
+
+    daemon->io->ops->stop(daemon->io);
+}
+
 static void drain_timer_cb(void *ctx)
 {
     struct kvd_daemon *daemon = ctx;
@@ -88,7 +96,12 @@ static void drain_timer_cb(void *ctx)
     }
     /* Jobs that nobody waits for any more are short; they own memory that must be whole. */
     if (daemon->phase == DRAIN_JOBS && service->conn_count == 0 && kvd_service_is_idle(service)) {
-        daemon->io->ops->stop(daemon->io);
+        daemon->phase = DRAIN_COLD;
+        if (service->cold.tier == NULL) {
+            drained_cb(daemon);
+        } else {
+            kvd_cold_flush(&service->cold, drained_cb, daemon);
+        }
     }
 }
 

@@ -197,6 +197,7 @@ int kvd_fork_start(
     (void)kvd_session_ref(args->parent);
     fork->op.admit_cb = fork_admit_cb;
     fork->op.layer_count = args->parent->shape->layer_count;
+    fork->op.needs_tail = true; /* both will write there */
     *ret = fork;
     kvd_session_enqueue(args->parent, &fork->op);
     return 0;

@@ -474,6 +474,7 @@ static void block_adopt(struct kvd_session *session, uint32_t idx, struct kvd_bl
     }
     struct kvd_block *own = kvd_block_table_swap(&session->table, idx, kvd_block_ref(existing));
     kvd_block_unref_later(service, own);
+    kvd_cold_changed(session, idx);
     session->adopted_blocks++;
     kvd_metrics_add(&service->metrics, KVD_METRIC_prefix_blocks_adopted, 1);
 }

@@ -460,6 +460,12 @@ int kvd_read_start(
     read->op.admit_cb = read_admit_cb;
     read->op.layer_first = args->layer_first;
     read->op.layer_count = args->layer_count;
+    read->op.block_first = (uint32_t)(args->first / args->session->shape->group);
+    read->op.block_last = UINT32_MAX;
+    if (args->last < KVARN_SESSION_TOKENS_MAX) {
+        uint64_t group = args->session->shape->group;
+        read->op.block_last = (uint32_t)((args->last + group - 1) / group);
+    }
     read->service = service;
     read->session = kvd_session_ref(args->session);
     read->args = *args;

@@ -31,6 +31,8 @@ struct kvd_reorder {
     struct kvd_slice slice; /* listed while copies are being made over several turns */
     uint32_t waiting;       /* members without their turn, and the start itself */
     uint32_t copied;        /* members whose copy is made */
+    uint32_t burying;       /* members whose old contents the cold tier is told to forget */
+    int bury_err;
     uint32_t count;
     struct member members[];
 };
@@ -118,6 +120,48 @@ static void members_exchange(struct kvd_reorder *reorder)
     }
 }
 
+/* The cold tier knows that what was there is no more, or could not take it. */
+static void bury_part_done(void *ctx, int err)
+{
+    struct kvd_reorder *reorder = ctx;
+    struct kvd_failure why = {0};
+
+    reorder->bury_err = err != 0 ? err : reorder->bury_err;
+    KVARN_ASSERT(reorder->burying > 0);
+    reorder->burying--;
+    if (reorder->burying > 0) {
+        return;
+    }
+    if (reorder->bury_err == 0) {
+        members_exchange(reorder);
+    } else {
+        kvd_fail(
+            &why, reorder->bury_err, "the cold tier could not record it; nothing was reordered");
+        for (uint32_t i = 0; i < reorder->count; i++) {
+            kvd_cold_forget(reorder->members[i].session); /* written anew as another */
+        }
+    }
+    reorder_finish(reorder, &why);
+}
+
+/*
+ * What the members hold is exchanged, and what they held before must not come back: that is on disk
+ * before the reply (SEMANTICS.md 23). Their layers stay pending until then.
+ */
+static void members_bury(struct kvd_reorder *reorder)
+{
+    reorder->burying = reorder->count + 1;
+    for (uint32_t i = 0; i < reorder->count; i++) {
+        struct member *member = &reorder->members[i];
+        int err = member->copy == NULL ? KVD_COLD_NOTHING
+                                       : kvd_cold_bury(member->session, bury_part_done, reorder);
+        if (err != 0) {
+            bury_part_done(reorder, err == KVD_COLD_NOTHING ? 0 : err);
+        }
+    }
+    bury_part_done(reorder, 0);
+}
+
 /* Everybody had a turn: copy as far as this turn has time, then exchange. */
 static void reorder_advance(struct kvd_reorder *reorder)
 {
@@ -133,7 +177,8 @@ static void reorder_advance(struct kvd_reorder *reorder)
         }
     }
     if (err == 0) {
-        members_exchange(reorder);
+        members_bury(reorder);
+        return;
     }
     reorder_finish(reorder, &why);
 }
@@ -189,6 +234,7 @@ int kvd_reorder_start(
             .source_idx = from->source_idx};
         member->op.admit_cb = member_admit_cb;
         member->op.layer_count = from->session->shape->layer_count;
+        member->op.needs_tail = true;
     }
     for (uint32_t i = 0; i < args->count; i++) {
         kvd_session_enqueue(reorder->members[i].session, &reorder->members[i].op);

@@ -91,6 +91,8 @@ static int items_fill(struct kvd_attend_batch *batch, struct kvd_failure *why)
         item->q = q;
         item->op.layer_first = batch->params->layer;
         item->op.layer_count = 1;
+        item->op.block_first = (uint32_t)(item->first / session->shape->group);
+        item->op.block_last = UINT32_MAX;
         item->op.admit_cb = item_admit_cb;
         if (q != NULL) { /* without any query tokens there is no payload */
             q += kvd_attend_q_bytes(batch->params, session, item->q_tokens);

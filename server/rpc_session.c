@@ -333,11 +333,36 @@ void kvd_rpc_close_session(struct kvd_request *request)
     kvd_request_reply(request, &reply.base, NULL, 0);
 }
 
+/* A drop that waits until the cold tier has it; in the request's memory. */
+struct drop_call {
+    struct kvd_request *request;
+    struct kvd_session *session; /* ref */
+};
+
+/* What was dropped never comes back: that is on disk before the reply (SEMANTICS.md 23). */
+static void drop_stored_cb(void *ctx, int err)
+{
+    const struct drop_call *call = ctx;
+    struct kvd_request *request = call->request;
+    struct kvd_session *session = call->session;
+    Kvarnd__DropSessionReply reply = KVARND__DROP_SESSION_REPLY__INIT;
+    Kvarnd__Status status = KVARND__STATUS__INIT;
+    struct kvd_failure why = {0};
+
+    if (err != 0) {
+        kvd_fail(&why, err, "the cold tier could not record the drop; the session is still there");
+        kvd_request_fail(request, &why);
+    } else {
+        kvd_session_table_drop(&session->service->sessions, session);
+        reply.status = &status;
+        kvd_request_reply(request, &reply.base, NULL, 0);
+    }
+    kvd_session_unref(session);
+}
+
 void kvd_rpc_drop_session(struct kvd_request *request)
 {
     const Kvarnd__DropSession *message = (const void *)request->message;
-    Kvarnd__DropSessionReply reply = KVARND__DROP_SESSION_REPLY__INIT;
-    Kvarnd__Status status = KVARND__STATUS__INIT;
     struct kvd_failure why = {0};
     struct kvd_session *session =
         kvd_rpc_find_session(request, message->has_handle, message->handle, message->name, &why);
@@ -346,9 +371,16 @@ void kvd_rpc_drop_session(struct kvd_request *request)
         kvd_request_fail(request, &why);
         return;
     }
-    kvd_session_table_drop(&request->service->sessions, session);
-    reply.status = &status;
-    kvd_request_reply(request, &reply.base, NULL, 0);
+    struct drop_call *call = kvarn_wire_alloc_take(&request->alloc, sizeof(*call));
+    if (call == NULL) {
+        fail_memory(request);
+        return;
+    }
+    *call = (struct drop_call){.request = request, .session = kvd_session_ref(session)};
+    int err = kvd_cold_bury(session, drop_stored_cb, call);
+    if (err != 0) {
+        drop_stored_cb(call, err == KVD_COLD_NOTHING ? 0 : err);
+    }
 }
 
 /* Truncate. */

@@ -104,6 +104,7 @@ static void seal_done(struct kvd_job *job)
     session->pages_by_encoder[seal->encoder_used]++;
     seal_count(seal);
     kvd_session_drop_rows(session, seal->layer, seal->block_idx);
+    kvd_cold_note(session);
     kvd_page_unref(&service->pages, seal->rows);
     kvd_page_unref(&service->pages, seal->tiles);
     kvd_metric_sum_unref(seal->metric);

@@ -114,6 +114,9 @@ int kvd_service_init(
     if (err == 0) {
         err = workers_init(service);
     }
+    if (err == 0) {
+        err = kvd_cold_sessions_init(&service->cold, service);
+    }
     if (err != 0) {
         goto fail;
     }
@@ -136,6 +139,7 @@ void kvd_service_fini(struct kvd_service *service)
     }
     KVARN_ASSERT(service->conn_count == 0 && service->request_count == 0);
     service->io->ops->timer_destroy(service->tick);
+    kvd_cold_sessions_fini(&service->cold);
     kvd_workers_destroy(service->workers);
     kvd_prefix_index_fini(&service->prefixes);
     kvd_session_table_fini(&service->sessions);
@@ -191,6 +195,25 @@ static void page_gauges_set(struct kvd_service *service)
     }
 }
 
+static void cold_gauges_set(struct kvd_service *service)
+{
+    struct kvd_metrics *metrics = &service->metrics;
+    struct kvd_cold_stats stats = {0};
+
+    if (service->cold.tier != NULL) {
+        service->cold.tier->ops->stats(service->cold.tier, &stats);
+    }
+    kvd_metrics_set(metrics, KVD_METRIC_cold_limit_bytes, stats.limit_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_used_bytes, stats.used_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_live_bytes, stats.live_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_queued_bytes, stats.queued_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_written_bytes, stats.written_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_read_bytes, stats.got_bytes);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_corrupt, stats.corrupt);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_quarantined, stats.quarantined);
+    kvd_metrics_set(metrics, KVD_METRIC_cold_resting, stats.is_resting ? 1 : 0);
+}
+
 void kvd_service_gauges_set(struct kvd_service *service)
 {
     struct kvd_metrics *metrics = &service->metrics;
@@ -198,6 +221,7 @@ void kvd_service_gauges_set(struct kvd_service *service)
     const uint64_t *kind_bytes = budget->kind_bytes;
 
     page_gauges_set(service);
+    cold_gauges_set(service);
     kvd_metrics_set(metrics, KVD_METRIC_connections_open, service->conn_count);
     kvd_metrics_set(metrics, KVD_METRIC_requests_in_flight, service->request_count);
     kvd_metrics_set(metrics, KVD_METRIC_sessions_open, service->sessions.count);

@@ -12,6 +12,7 @@
 
 #include "server/budget.h"
 #include "server/chunk_source.h"
+#include "server/cold_sessions.h"
 #include "server/compact.h"
 #include "server/config.h"
 #include "server/evict.h"
@@ -49,6 +50,7 @@ struct kvd_service {
     struct kvd_lifetimes lifetimes;
     struct kvd_evictor evictor;
     struct kvd_compactor compactor;
+    struct kvd_cold_sessions cold;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */

@@ -114,6 +114,8 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     struct kvd_prefix *prefix = a->prefix;
 
     KVARN_ASSERT(a->shape == b->shape && a->service == b->service);
+    kvd_cold_forget(a);
+    kvd_cold_forget(b);
     a->table = b->table;
     b->table = table;
     a->options = b->options;

@@ -28,6 +28,7 @@
 #include <bsd/sys/tree.h>
 
 #include "server/block_table.h"
+#include "server/cold_sessions.h"
 #include "server/evict_policy.h"
 #include "server/failure.h"
 #include "server/lifetime.h"
@@ -89,7 +90,8 @@ struct kvd_session {
     struct kvd_evict_entry evict;         /* the evictor's */
     struct kvd_prefix *prefix;            /* owned; NULL: it shares nothing by what it holds */
     uint64_t prefix_tokens;               /* leading tokens that it began with, by a lease */
-    uint64_t adopted_blocks;      /* blocks replaced by what another session stored before */
+    uint64_t adopted_blocks; /* blocks replaced by what another session stored before */
+    struct kvd_session_cold cold;
     uint64_t pages_by_encoder[4]; /* pages sealed, by enum kvarn_encoder; [0] came as records */
     struct kvd_layer layers[];    /* shape->layer_count */
 };
@@ -104,6 +106,12 @@ struct kvd_session_op {
     struct kvd_session *session; /* ref from enqueue until admit_cb has returned, or cancel */
     uint32_t layer_first;
     uint32_t layer_count;
+    /*
+     * What must be in memory when it is admitted, if a cold tier has it: these blocks, or what an
+     * append to its layers adds to.
+     */
+    uint32_t block_first, block_last;
+    bool needs_tail;
     bool is_queued;
     void (*admit_cb)(struct kvd_session_op *op);
 };

@@ -29,7 +29,8 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
         (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
     }
     if (kvd_workers_backlog(service->workers) > 0 ||
-        kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes)) {
+        kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes) ||
+        !kvd_cold_sessions_is_idle(&service->cold)) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
             "%" PRIu64 " of %" PRIu64 " bytes in use; work in progress may free some, %zu needed",
@@ -61,6 +62,15 @@ static struct kvd_block *own_block_at(const struct kvd_session *session, uint32_
     return block;
 }
 
+/* What a block of the session's own holds is about to change: its record is of something else. */
+static void cold_part(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    kvd_cold_copy_unref(session->service, block->cold);
+    block->cold = NULL;
+}
+
 struct kvd_page *kvd_session_swap_rows(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows)
 {
@@ -73,6 +83,9 @@ struct kvd_page *kvd_session_swap_rows(
         session->layers[layer].tail_pages += change;
     }
     block->layers[layer].rows = rows;
+    if (rows != NULL) {
+        cold_part(session, block_idx);
+    }
     return old;
 }
 
@@ -83,6 +96,9 @@ struct kvd_page *kvd_session_swap_tiles(
     struct kvd_page *old = bl->tiles;
 
     bl->tiles = tiles;
+    if (tiles != NULL) {
+        cold_part(session, block_idx);
+    }
     return old;
 }
 
@@ -201,8 +217,10 @@ static int copy_fill(struct kvd_session *session, uint32_t block_idx, const stru
         }
     }
     copy->layers_kept = block->layers_kept;
-    copy->state = block->state;
+    /* A load is of the block that it began with. */
+    copy->state = block->state == KVD_BLOCK_LOADING ? KVD_BLOCK_COLD : block->state;
     copy->miss_reason = block->miss_reason;
+    copy->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
     copy->rows_count = block->rows_count;
     memcpy(copy->name, block->name, sizeof(copy->name));
     return 0;
@@ -319,6 +337,7 @@ int kvd_session_strip_block(
             return KVARN_ENOSPC;
         }
         stub->layers_kept = block->layers_kept;
+        stub->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
         block_count_tails(session, block, block_idx, -1);
         kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, stub));
         block = stub;
@@ -331,7 +350,7 @@ int kvd_session_strip_block(
             kvd_session_drop_spare(session, i);
         }
     }
-    block->state = KVD_BLOCK_MISSING;
+    block->state = kvd_cold_copy_is_durable(block->cold) ? KVD_BLOCK_COLD : KVD_BLOCK_MISSING;
     block->miss_reason = (uint8_t)miss_reason;
     return 0;
 }
@@ -375,6 +394,7 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
 
     if (old != NULL && (old->refs == 1 || old->filled_tokens <= row_first)) {
         kvd_session_drop_spare(session, layer);
+        cold_part(session, block_idx);
         *ret_copied = NULL;
         return 0;
     }

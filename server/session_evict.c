@@ -34,11 +34,30 @@ static uint32_t sealed_blocks(const struct kvd_session *session)
     return sealed;
 }
 
-uint32_t kvd_session_next_victim(const struct kvd_session *session)
+/* The last block of the missing range that a load brought back, or UINT32_MAX. */
+static uint32_t restored_last(const struct kvd_session *session, uint32_t kept)
+{
+    for (uint32_t b = session->missing_last; b > session->missing_first && b > kept; b--) {
+        const struct kvd_block *block = kvd_session_block(session, b - 1);
+        if (block != NULL && block->state == KVD_BLOCK_RESIDENT) {
+            return b - 1;
+        }
+    }
+    return UINT32_MAX;
+}
+
+static uint32_t victim_of(const struct kvd_session *session)
 {
     uint32_t kept = session->lifetime.pinned_blocks;
     uint32_t sealed = sealed_blocks(session);
     uint32_t first = session->missing_first, last = session->missing_last;
+
+    if (session->cold.restored_blocks > 0) {
+        uint32_t b = restored_last(session, kept);
+        if (b != UINT32_MAX) {
+            return b;
+        }
+    }
 
     if (!kvd_session_has_missing(session)) {
         if (sealed > kept) {
@@ -55,6 +74,14 @@ uint32_t kvd_session_next_victim(const struct kvd_session *session)
     return first == 0 && kept == 0 && last < kvd_session_block_count(session) ? last : UINT32_MAX;
 }
 
+uint32_t kvd_session_next_victim(const struct kvd_session *session)
+{
+    uint32_t block_idx = victim_of(session);
+
+    return block_idx == UINT32_MAX || kvd_cold_may_evict(session, block_idx) ? block_idx
+                                                                             : UINT32_MAX;
+}
+
 uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t *ret_freed_bytes)
 {
     uint32_t evicted = 0;
@@ -67,6 +94,8 @@ uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t
         if (!kvd_session_has_missing(session)) {
             session->missing_first = b;
             session->missing_last = b + 1;
+        } else if (b >= session->missing_first && b < session->missing_last) {
+            session->cold.restored_blocks -= session->cold.restored_blocks > 0 ? 1 : 0;
         } else if (b == session->missing_last) {
             session->missing_last++;
         } else {
@@ -84,7 +113,9 @@ static int fail_missing(const struct kvd_session *session, uint32_t layer, uint3
     const struct kvd_block *block = kvd_session_block(session, block_idx);
     struct kvd_metrics *metrics = &session->service->metrics;
 
-    why->reason = (Kvarnd__MissReason)block->miss_reason;
+    /* A cold one could not be loaded for want of memory. */
+    why->reason = block->state == KVD_BLOCK_MISSING ? (Kvarnd__MissReason)block->miss_reason
+                                                    : KVARND__MISS_REASON__MISS_EVICTED;
     kvd_metrics_add(metrics, KVD_METRIC_misses_evicted, 1);
     kvd_metrics_add(metrics, KVD_METRIC_tokens_missed_evicted, tokens);
     return kvd_fail(why, KVARN_EMISS,
@@ -107,7 +138,7 @@ int kvd_session_check_present(const struct kvd_session *session, uint32_t layer,
     to = to < session->missing_last ? to : session->missing_last;
     for (uint32_t b = from; b < to; b++) {
         const struct kvd_block *block = kvd_session_block(session, b);
-        if (block != NULL && block->state == KVD_BLOCK_MISSING) {
+        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
             return fail_missing(session, layer, b, last - first, why);
         }
     }

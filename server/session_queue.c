@@ -47,7 +47,7 @@ static bool queue_admit_one(struct kvd_session *session)
 
     TAILQ_FOREACH(op, &session->ops, link)
     {
-        if (op_is_admissible(session, op, &blocked)) {
+        if (op_is_admissible(session, op, &blocked) && kvd_cold_is_ready(session, op)) {
             TAILQ_REMOVE(&session->ops, op, link);
             op->is_queued = false;
             op->admit_cb(op); /* op may be gone now */

@@ -166,6 +166,7 @@ void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_sessio
     KVARN_ASSERT(other == NULL);
     LIST_INSERT_HEAD(bucket_of(table, session->tenant_id, session->name), session, hash_link);
     kvd_session_ref(session);
+    kvd_cold_note(session); /* a fork has blocks already */
 }
 
 void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session *session)
@@ -174,6 +175,7 @@ void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session 
         return;
     }
     session->is_dropped = true;
+    kvd_cold_forget(session);
     kvd_lifetime_forget(session);
     KVARN_ASSERT(table->count > 0);
     table->count--;

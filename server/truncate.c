@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "lib/base/assert.h"
+#include "lib/base/limits.h"
 #include "server/service.h"
 #include "server/session_blocks.h"
 #include "server/session_evict.h"
@@ -185,6 +186,19 @@ static void lengths_commit(struct kvd_truncate *truncate)
     kvd_session_trim(session);
 }
 
+static void cut_stored_cb(void *ctx, int err)
+{
+    struct kvd_truncate *truncate = ctx;
+    struct kvd_failure why = {0};
+
+    if (err != 0) {
+        kvd_fail(&why, err,
+            "the session was cut, but the cold tier could not record it: after a crash the tokens"
+            " may be back");
+    }
+    truncate_finish(truncate, &why, truncate->job_count > 0);
+}
+
 static void truncate_commit(struct kvd_truncate *truncate)
 {
     struct kvd_failure none = {0};
@@ -194,7 +208,13 @@ static void truncate_commit(struct kvd_truncate *truncate)
         reopen_commit(rj, layer_reopened(truncate->session, rj->layer, truncate->args.length));
     }
     lengths_commit(truncate);
-    truncate_finish(truncate, &none, truncate->job_count > 0);
+    /* What was cut off must not come back: that is on disk before the reply (SEMANTICS.md 23). */
+    int err = kvd_cold_cut(truncate->session, cut_stored_cb, truncate);
+    if (err == KVD_COLD_NOTHING) {
+        truncate_finish(truncate, &none, truncate->job_count > 0);
+    } else if (err != 0) {
+        cut_stored_cb(truncate, err);
+    }
 }
 
 /* Too late, or asked not to happen? */
@@ -353,6 +373,12 @@ int kvd_truncate_start(
     truncate->args = *args;
     truncate->op.admit_cb = truncate_admit_cb;
     truncate->op.layer_count = layer_count;
+    /* A cut within a block goes on with the rows before it. */
+    if (args->length % args->session->shape->group != 0 &&
+        args->length < KVARN_SESSION_TOKENS_MAX) {
+        truncate->op.block_first = (uint32_t)(args->length / args->session->shape->group);
+        truncate->op.block_last = truncate->op.block_first + 1;
+    }
     *ret = truncate;
     kvd_session_enqueue(args->session, &truncate->op);
     return 0;
