@@ -241,7 +241,9 @@ static bool weights_agree(struct kck *k)
 /*
  * Fast attention over a whole tile: K as the case has it and V of the same tokens, with as many
  * channels as K. Values are near 1, as its 8 bits of weights want them: what is held here is that
- * levels agree, not how far fast is from exact (property_attention).
+ * levels agree, not how far fast is from exact (property_attention). Where all values are equal, so
+ * are all codes, the largest or (in place of an outlier) the least: sums are as far out as they
+ * get.
  */
 static void attend_prepare(struct kck *k)
 {
@@ -251,11 +253,16 @@ static void attend_prepare(struct kck *k)
     size_t bytes = (size_t)dim * group * k->shape.bits / 8, count = (size_t)rows * dim;
     enum kck_kind kind = k->shape.kind;
 
-    k->shape.kind = kind == KCK_ZERO || kind == KCK_EQUAL ? kind : KCK_NORMAL;
+    k->shape.kind = kind == KCK_OUTLIER ? KCK_EQUAL : kind;
+    k->shape.kind = kind == KCK_ZERO || k->shape.kind == KCK_EQUAL ? k->shape.kind : KCK_NORMAL;
     view_prepare(k);
     uint8_t *codes = kck_in(k, V_CODES, bytes, 1);
     for (size_t i = 0; i < bytes; i++) {
         codes[i] = (uint8_t)kvt_rng_u64(&k->rng);
+    }
+    if (k->shape.kind == KCK_EQUAL) {
+        memset(codes, kind == KCK_EQUAL ? 0xff : 0, bytes);
+        memset(at(&k->in[CODES]), kind == KCK_EQUAL ? 0xff : 0, bytes);
     }
     uint16_t *scales = kck_in(k, V_SCALES, 2 * group + dim, sizeof(uint16_t));
     finite_fill_half(k, scales, 2 * group + dim, 1.0f);

@@ -4,7 +4,10 @@
  * A step takes 16 bytes of two code rows and interleaves them to words; `vpmaddubsw` adds two code
  * rows at once to sums of 16 bits, one register for the 16 columns of each plane. Codes are shifted
  * down, so that a step adds at most 2 * 255 * 3 (2-bit codes) or 2 * 255 * 15; after so many steps
- * as fit, sums are widened into the result.
+ * as fit, sums are widened into the result. Sums wrap, and codes lie between 0 and `top`: the sum
+ * of numbers times codes is within top / 2 * (sum of their magnitudes) of top / 2 * (sum of
+ * numbers). Where that is known to fit 16 bits, sums start at minus that middle and are widened
+ * only once.
  *
  * Rows of 32 bytes are interleaved without shuffling across lanes: a "low" register holds columns
  * 0-7 and 16-23, a "high" one 8-15 and 24-31, so that the two halves of a register may belong to
@@ -38,6 +41,8 @@ struct loop {
     size_t row_bytes;
     uint32_t pairs;
     const struct pairs *numbers; /* borrowed */
+    uint32_t steps;              /* pairs after which sums are widened */
+    const int32_t *middle;       /* borrowed, [rows]: minus what sums start at */
     int32_t *dst;                /* sums of the lower 8 columns, [rows][FAST_COUNT] */
     uint32_t upper;              /* where the upper 8 columns' sums lie from there */
     struct fast_ahead *ahead;
@@ -63,12 +68,20 @@ static ALWAYS_INLINE __m256i plane_of(__m256i x, uint32_t plane, uint32_t bits)
     return _mm256_and_si256(plane == 0 ? x : _mm256_srli_epi16(x, (int)(plane * bits)), mask);
 }
 
+/*
+ * acc += products. As an intrinsic gcc 12 gives it a new destination each time: a spilled sum,
+ * whose way through memory the loop then waits for, and seven moves.
+ */
+static ALWAYS_INLINE __m256i words_add(__m256i acc, __m256i products)
+{
+    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(products));
+    return acc;
+}
+
 static ALWAYS_INLINE __m256i madd(__m256i acc, __m256i codes, __m256i numbers, int is_signed)
 {
-    __m256i products =
-        is_signed ? _mm256_maddubs_epi16(codes, numbers) : _mm256_maddubs_epi16(numbers, codes);
-
-    return _mm256_add_epi16(acc, products);
+    return words_add(acc,
+        is_signed ? _mm256_maddubs_epi16(codes, numbers) : _mm256_maddubs_epi16(numbers, codes));
 }
 
 /* Sums of 16 bits of one query row: up to four planes. */
@@ -96,28 +109,46 @@ static ALWAYS_INLINE void row_add(
     }
 }
 
-static ALWAYS_INLINE void eight_add(int32_t *dst, __m128i words)
+static ALWAYS_INLINE void eight_widen(int32_t *dst, __m128i words, __m256i middle, bool is_first)
 {
-    __m256i sum = _mm256_loadu_si256((const void *)dst);
+    __m256i sum = _mm256_add_epi32(_mm256_cvtepi16_epi32(words), middle);
 
-    _mm256_storeu_si256((void *)dst, _mm256_add_epi32(sum, _mm256_cvtepi16_epi32(words)));
+    if (!is_first) {
+        sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const void *)dst));
+    }
+    _mm256_storeu_si256((void *)dst, sum);
 }
 
-/* Widen a query row's sums into the result. */
-static ALWAYS_INLINE void row_widen(
-    const struct row_sums *sums, uint32_t planes, uint32_t upper, int32_t *dst)
+/* Widen a query row's sums: the first time into the result, later to it. */
+static ALWAYS_INLINE void planes_widen(const struct row_sums *sums, uint32_t planes,
+    const struct loop *loop, uint32_t row, int32_t *dst, bool is_first)
 {
+    const __m256i middle = _mm256_set1_epi32(loop->middle[row]);
+    const uint32_t upper = loop->upper;
+
+    dst += (size_t)row * FAST_COUNT;
     for (uint32_t m = 0; m < planes; m++) {
-        eight_add(dst + m * KVARN__PACKED_COLUMNS, _mm256_castsi256_si128(sums->of[m]));
-        eight_add(
-            dst + m * KVARN__PACKED_COLUMNS + upper, _mm256_extracti128_si256(sums->of[m], 1));
+        int32_t *at = dst + m * KVARN__PACKED_COLUMNS;
+        eight_widen(at, _mm256_castsi256_si128(sums->of[m]), middle, is_first);
+        eight_widen(at + upper, _mm256_extracti128_si256(sums->of[m], 1), middle, is_first);
     }
 }
 
-/* Steps that sums of 16 bits can take: two products of at most 127 or 255 times the top code. */
-static ALWAYS_INLINE uint32_t steps_of(uint32_t bits, int is_signed)
+static ALWAYS_INLINE void row_widen(const struct row_sums *sums, uint32_t planes,
+    const struct loop *loop, uint32_t row, int32_t *dst, bool is_first)
 {
-    return 32767u / (2 * (is_signed ? 127u : 255u) * ((1u << bits) - 1));
+    if (is_first) {
+        planes_widen(sums, planes, loop, row, dst, true);
+    } else {
+        planes_widen(sums, planes, loop, row, dst, false);
+    }
+}
+
+static ALWAYS_INLINE struct row_sums row_start(const struct loop *loop, uint32_t row)
+{
+    __m256i start = _mm256_set1_epi16((int16_t)(uint16_t)(0u - (uint32_t)loop->middle[row]));
+
+    return (struct row_sums){{start, start, start, start}};
 }
 
 /*
@@ -127,7 +158,7 @@ static ALWAYS_INLINE uint32_t steps_of(uint32_t bits, int is_signed)
 static ALWAYS_INLINE void loop_run(const struct loop *loop, uint32_t rows, uint32_t bits,
     uint32_t first, uint32_t planes, int is_signed, enum shape shape)
 {
-    const uint32_t steps = steps_of(bits, is_signed);
+    const uint32_t steps = loop->steps;
     const uint8_t *p = loop->data;
     int32_t *dst = loop->dst + first * KVARN__PACKED_COLUMNS;
     struct step step = {.numbers = loop->numbers};
@@ -135,7 +166,8 @@ static ALWAYS_INLINE void loop_run(const struct loop *loop, uint32_t rows, uint3
 
     for (uint32_t begin = 0; begin < loop->pairs; begin += steps) {
         const uint32_t end = loop->pairs - begin < steps ? loop->pairs : begin + steps;
-        struct row_sums row0 = {0}, row1 = {0}, row2 = {0}, row3 = {0};
+        struct row_sums row0 = row_start(loop, 0), row1 = row_start(loop, 1);
+        struct row_sums row2 = row_start(loop, 2), row3 = row_start(loop, 3);
         for (step.pair = begin; step.pair < end; step.pair++) {
             __m256i x = pair_load(loop, shape, p);
             ahead = fast_fetch(ahead, 1, false);
@@ -157,15 +189,15 @@ static ALWAYS_INLINE void loop_run(const struct loop *loop, uint32_t rows, uint3
             }
             p += 2 * loop->row_bytes;
         }
-        row_widen(&row0, planes, loop->upper, dst);
+        row_widen(&row0, planes, loop, 0, dst, begin == 0);
         if (rows > 1) {
-            row_widen(&row1, planes, loop->upper, dst + FAST_COUNT);
+            row_widen(&row1, planes, loop, 1, dst, begin == 0);
         }
         if (rows > 2) {
-            row_widen(&row2, planes, loop->upper, dst + 2 * FAST_COUNT);
+            row_widen(&row2, planes, loop, 2, dst, begin == 0);
         }
         if (rows > 3) {
-            row_widen(&row3, planes, loop->upper, dst + 3 * FAST_COUNT);
+            row_widen(&row3, planes, loop, 3, dst, begin == 0);
         }
     }
     *loop->ahead = ahead;
@@ -225,11 +257,38 @@ static void pairs_load(
     const struct fast_codes *codes, const struct fast_numbers *numbers, struct pairs *pairs)
 {
     for (uint32_t r = 0; r < codes->rows; r++) {
-        for (uint32_t i = 0; i < codes->count; i += 8) {
-            __m128i four = _mm_loadl_epi64((const void *)(numbers->of[r] + i));
-            _mm_storeu_si128((void *)&pairs->of[r][i / 2], _mm_unpacklo_epi16(four, four));
+        /* Up to 8 beyond the last: there is room. */
+        for (uint32_t i = 0; i < codes->count; i += 16) {
+            __m128i eight = _mm_load_si128((const void *)(numbers->of[r] + i));
+            _mm_storeu_si128((void *)&pairs->of[r][i / 2], _mm_unpacklo_epi16(eight, eight));
+            _mm_storeu_si128((void *)&pairs->of[r][i / 2 + 4], _mm_unpackhi_epi16(eight, eight));
         }
     }
+}
+
+/*
+ * How long sums of 16 bits last and where they start, so that they end within 2^15 of it: at what
+ * the numbers make of the middle of the codes, if one row of sums lasts to the end. If not, signed
+ * numbers start at 0, and others, whose sums are not negative, at -2^15.
+ */
+static void middles_choose(const struct fast_codes *codes, const struct fast_numbers *numbers,
+    bool is_signed, int32_t middle[FAST_ROWS], struct loop *loop)
+{
+    const uint32_t top = (1u << codes->bits) - 1;
+    const uint32_t fit = 2 * 32767 / top; /* of the sum of the numbers' magnitudes */
+    bool is_once = !is_signed || codes->count * 127 <= fit;
+
+    for (uint32_t r = 0; r < codes->rows; r++) {
+        is_once = is_once && (is_signed || numbers->sum[r] <= (int32_t)fit);
+    }
+    for (uint32_t r = 0; r < FAST_ROWS; r++) {
+        middle[r] = is_signed ? 0 : 32768;
+        if (is_once) {
+            middle[r] = r < codes->rows ? (int32_t)top * numbers->sum[r] / 2 : 0;
+        }
+    }
+    loop->middle = middle;
+    loop->steps = is_once ? loop->pairs : (is_signed ? 32767u / 254 : 65535u / 510) / top;
 }
 
 /* The last bytes of rows that are no multiple of 16, spread out to rows of 16. */
@@ -248,10 +307,10 @@ static void tail_run(const struct fast_codes *codes, struct loop *loop, size_t a
 }
 
 static void dot(const struct fast_codes *codes, const struct fast_numbers *numbers,
-    struct fast_sums *sums, loop_fn *const table[SHAPES][FAST_ROWS])
+    struct fast_sums *sums, bool is_signed, loop_fn *const table[SHAPES][FAST_ROWS])
 {
     const uint32_t block_codes = KVARN__PACKED_COLUMNS * 8 / codes->bits;
-    const size_t blocks = (codes->row_bytes + KVARN__PACKED_COLUMNS - 1) / KVARN__PACKED_COLUMNS;
+    int32_t middle[FAST_ROWS];
     struct pairs pairs;
     struct loop loop = {.data = codes->data,
         .row_bytes = codes->row_bytes,
@@ -263,9 +322,7 @@ static void dot(const struct fast_codes *codes, const struct fast_numbers *numbe
 
     KVARN_ASSERT(codes->rows >= 1 && codes->rows <= FAST_ROWS);
     pairs_load(codes, numbers, &pairs);
-    for (uint32_t r = 0; r < codes->rows; r++) {
-        memset(sums->of[r], 0, blocks * block_codes * sizeof(int32_t));
-    }
+    middles_choose(codes, numbers, is_signed, middle, &loop);
     if (codes->row_bytes == 32) {
         loop.upper = block_codes;
         table[SHAPE_LOW][codes->rows - 1](&loop);
@@ -287,11 +344,11 @@ static void dot(const struct fast_codes *codes, const struct fast_numbers *numbe
 void kvarn__fast_dot_signed_avx2(
     const struct fast_codes *codes, const struct fast_numbers *numbers, struct fast_sums *sums)
 {
-    dot(codes, numbers, sums, loops_signed[codes->bits == 4]);
+    dot(codes, numbers, sums, true, loops_signed[codes->bits == 4]);
 }
 
 void kvarn__fast_dot_unsigned_avx2(
     const struct fast_codes *codes, const struct fast_numbers *numbers, struct fast_sums *sums)
 {
-    dot(codes, numbers, sums, loops_unsigned[codes->bits == 4]);
+    dot(codes, numbers, sums, false, loops_unsigned[codes->bits == 4]);
 }

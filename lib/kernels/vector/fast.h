@@ -64,8 +64,7 @@ struct quad {
     float x[FAST_ROWS][KVARN_GROUP_MAX] __attribute__((aligned(64))); /* logits, then y */
     float step[FAST_ROWS], bias[FAST_ROWS], max[FAST_ROWS];
     float mid[FAST_ROWS], peak[FAST_ROWS]; /* sum of p v_mid; largest |y| */
-    int32_t number_sum[FAST_ROWS];
-    bool is_partial[FAST_ROWS]; /* not all tokens are seen */
+    bool is_partial[FAST_ROWS];            /* not all tokens are seen */
     bool is_skipped[FAST_ROWS];
 };
 
@@ -185,6 +184,7 @@ static void quad_round_q(struct quad *quad, const struct tile *tile)
     }
     fold_sum(sums, sum); /* below 2^24: exact */
     for (uint32_t r = 0; r < quad->rows; r++) {
+        quad->numbers.sum[r] = (int32_t)sum[r];
         quad->bias[r] = mid[r] - quad->step[r] * middle(tile->k.bits) * sum[r];
     }
 }
@@ -353,7 +353,7 @@ static void quad_round_y(struct quad *quad, const struct tile *tile, float sign)
     fold_sum(sums, sum); /* below 2^24: exact */
     for (uint32_t r = 0; r < quad->rows; r++) {
         quad->step[r] *= sign;
-        quad->number_sum[r] = (int32_t)sum[r];
+        quad->numbers.sum[r] = (int32_t)sum[r];
         quad->bias[r] =
             (sign > 0 ? quad->mid[r] : 0) - quad->step[r] * middle(tile->v.bits) * sum[r];
     }
@@ -373,7 +373,7 @@ VF_INLINE void row_gather(
         bias[m] = vf_set1(quad->bias[r]);
         by *= FAST_PLANE_FACTOR(bits);
     }
-    float lost = (float)(FAST_TOP_LOST * quad->number_sum[r]);
+    float lost = (float)(FAST_TOP_LOST * quad->numbers.sum[r]);
     bias[planes - 1] = vf_fma(vf_set1(lost), factor[planes - 1], bias[planes - 1]);
     for (uint32_t i = 0; i < tile->channels; i += planes * KVARN__PACKED_COLUMNS) {
         for (uint32_t j = 0; j < planes * KVARN__PACKED_COLUMNS; j += VF_LANES) {

@@ -49,9 +49,10 @@ static inline __attribute__((always_inline)) struct fast_ahead fast_fetch(
     return ahead;
 }
 
-/* One whole number a code row and query row. */
+/* One whole number a code row and query row, and their sums. */
 struct fast_numbers {
     uint8_t of[FAST_ROWS][FAST_COUNT] __attribute__((aligned(64)));
+    int32_t sum[FAST_ROWS];
 };
 
 /* Sums in packed order. */
