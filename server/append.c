@@ -6,10 +6,10 @@
  */
 #include "server/append.h"
 
+#include "lib/base/xxh3.h"
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/append_plan.h"

@@ -5,7 +5,7 @@
  */
 #include "server/append_plan.h"
 
-#include <xxhash.h>
+#include "lib/base/xxh3.h"
 
 #include "lib/base/assert.h"
 

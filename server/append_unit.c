@@ -5,9 +5,9 @@
  */
 #include "server/append_unit.h"
 
+#include "lib/base/xxh3.h"
 #include <inttypes.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/service.h"

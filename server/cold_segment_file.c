@@ -6,10 +6,10 @@
  * A segment is made under another name and takes its own when its header is durable: so a file with
  * the name of a segment and no good header is damage, never a crash.
  */
+#include "lib/base/xxh3.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/cold_segment_impl.h"

@@ -5,8 +5,8 @@
  */
 #include "server/cold_segment_format.h"
 
+#include "lib/base/xxh3.h"
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"

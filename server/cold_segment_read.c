@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #define XXH_STATIC_LINKING_ONLY /* a hash state on the stack */
-#include <xxhash.h>
+#include "lib/base/xxh3.h"
 #include <zstd.h>
 
 #include "lib/base/assert.h"

@@ -8,9 +8,9 @@
  * copies alike, and the old file goes only when it holds nothing live: nothing is lost, and what is
  * older stays older. What is erased counts as erased once that is durable.
  */
+#include "lib/base/xxh3.h"
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/cold_segment_impl.h"

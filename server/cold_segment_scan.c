@@ -12,9 +12,9 @@
  */
 #include "server/cold_segment_scan.h"
 
+#include "lib/base/xxh3.h"
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 #define XXH_STATIC_LINKING_ONLY /* a hash state on the stack */
-#include <xxhash.h>
+#include "lib/base/xxh3.h"
 #include <zstd.h>
 
 #include "lib/base/assert.h"

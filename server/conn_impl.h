@@ -6,7 +6,7 @@
 #ifndef KVD_CONN_IMPL_H
 #define KVD_CONN_IMPL_H
 
-#include <xxhash.h>
+#include "lib/base/xxh3.h"
 
 #include "server/conn.h"
 #include "server/prefix_lease.h"

@@ -6,11 +6,11 @@
  */
 #include "server/request.h"
 
+#include "lib/base/xxh3.h"
 #include <endian.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"

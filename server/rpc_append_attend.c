@@ -4,9 +4,9 @@
  * Owner: the request. Thread: loop only. An item whose append failed answers that and attends to
  * nothing; once it is stored it answers so, whatever becomes of its attention (SEMANTICS.md 9, 17).
  */
+#include "lib/base/xxh3.h"
 #include <inttypes.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"

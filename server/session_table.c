@@ -5,10 +5,10 @@
  */
 #include "server/session_table.h"
 
+#include "lib/base/xxh3.h"
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/service.h"

@@ -3,6 +3,16 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(PROTOBUF_C REQUIRED IMPORTED_TARGET libprotobuf-c)
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+# Debian's library has the functions that choose their vectors while they run; not all do.
+include(CheckCSourceCompiles)
+set(CMAKE_REQUIRED_LIBRARIES PkgConfig::XXHASH)
+check_c_source_compiles("#include <xxh_x86dispatch.h>
+    int main(void) { return XXH3_64bits(\"\", 0) == 0; }" KVARN_HAS_XXH3_DISPATCH)
+unset(CMAKE_REQUIRED_LIBRARIES)
+if(KVARN_HAS_XXH3_DISPATCH)
+    set_property(TARGET PkgConfig::XXHASH APPEND
+        PROPERTY INTERFACE_COMPILE_DEFINITIONS KVARN_XXH3_DISPATCH)
+endif()
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(LIBUV REQUIRED IMPORTED_TARGET libuv)
 pkg_check_modules(INIH REQUIRED IMPORTED_TARGET inih)
