@@ -1,5 +1,6 @@
 /*
- * Reading blocks back: snapshot, cut, convert on workers, one reply buffer.
+ * Reading blocks back: snapshot, cut, convert on workers, one reply buffer. Records are not copied:
+ * they leave from the pages, which the snapshot holds until the kernel has them.
  *
  * Owner: the request. Thread: loop; read_job_run() on a worker.
  */
@@ -22,6 +23,12 @@
 /* A job: large enough that the 50 us of a wake-up do not count, small enough to spread. */
 #define JOB_NS_MIN 250000
 
+/*
+ * Records from this size on leave from where they lie, in five stretches: below it the stretches
+ * cost more than a copy.
+ */
+#define SPANNED_RECORD_BYTES_MIN 4096
+
 /* Sink rows, sealed tiles, tail rows. */
 #define RUNS_PER_LAYER_MAX 3
 
@@ -35,18 +42,21 @@ struct read_job {
 struct kvd_read {
     struct kvd_session_op op; /* first: the queue's handle */
     struct kvd_service *service;
-    struct kvd_session *session; /* ref */
+    struct kvd_session *session; /* ref; NULL once it has succeeded */
     struct kvd_read_args args;
     uint64_t epoch;
-    uint64_t bytes;                 /* of the reply */
-    struct kvd_reply_buffer *reply; /* owned until it is handed over */
+    uint64_t bytes, copied_bytes;   /* of the reply; of its runs that are not spanned */
+    struct kvd_reply_buffer *reply; /* owned until it is handed over: the runs that are copied */
+    unsigned buf_count;             /* of all runs; 0: none is spanned */
+    struct kvd_buf *bufs;           /* with units */
     size_t charged_bytes;           /* of this struct, then of units, jobs and scratch too */
     uint32_t unit_count, unit_room;
     uint32_t job_count, job_room;
     uint32_t jobs_left;
     struct kvd_read_unit *units; /* owned; jobs and scratch follow in the same allocation */
     struct read_job *jobs;
-    void *scratch; /* for work on the loop, else NULL */
+    void *scratch; /* for work on the loop that converts */
+    bool is_inline;
     uint32_t run_count;
     struct kvd_read_run runs[]; /* room for RUNS_PER_LAYER_MAX a layer */
 };
@@ -59,8 +69,16 @@ static void read_destroy(struct kvd_read *read)
     free(read->units);
     kvd_budget_release(&read->service->budget, KVD_BUDGET_REPLIES, read->charged_bytes);
     kvd_reply_buffer_destroy(read->reply);
-    kvd_session_unref(read->session);
+    if (read->session != NULL) {
+        kvd_session_unref(read->session);
+    }
     free(read);
+}
+
+/* The kernel has what the pages and the buffer held. */
+static void read_release_cb(void *ctx)
+{
+    read_destroy(ctx);
 }
 
 /* Tell the owner and free. */
@@ -78,12 +96,24 @@ static void read_succeed(struct kvd_read *read)
     struct kvd_read_result result = {
         .runs = read->runs, .run_count = read->run_count, .epoch = read->epoch};
 
+    kvd_metrics_add(&read->service->metrics, KVD_METRIC_tokens_read,
+        (args->last - args->first) * args->layer_count);
+    if (read->buf_count > 0) {
+        /* The reply is the pages themselves: all of this lives until it has been sent. */
+        result.payload = (struct kvd_reply_payload){.bufs = read->bufs,
+            .buf_count = read->buf_count,
+            .bytes = read->bytes,
+            .release_cb = read_release_cb,
+            .ctx = read};
+        kvd_session_unref(read->session);
+        read->session = NULL;
+        args->done_cb(args->ctx, &none, &result);
+        return;
+    }
     if (read->reply != NULL) {
         result.payload = kvd_reply_buffer_payload(read->reply);
         read->reply = NULL;
     }
-    kvd_metrics_add(&read->service->metrics, KVD_METRIC_tokens_read,
-        (args->last - args->first) * args->layer_count);
     args->done_cb(args->ctx, &none, &result);
     read_destroy(read);
 }
@@ -143,7 +173,7 @@ static void read_cut(struct kvd_read *read, uint64_t job_ns)
 
 static void read_run(struct kvd_read *read)
 {
-    if (read->scratch != NULL) {
+    if (read->is_inline) {
         read_cut(read, UINT64_MAX);
         read_job_run(&read->jobs[0].job, read->scratch);
         read_conclude(read);
@@ -251,6 +281,21 @@ static uint64_t run_bytes(const struct kvd_read *read, const struct kvd_read_run
                : kvd_read_rows_bytes(ls, &read->args.format, run->token_count);
 }
 
+static bool run_is_spanned(const struct kvd_read *read, const struct kvd_read_run *run)
+{
+    const struct kvd_layer_shape *ls = &read->session->shape->layers[run->layer];
+
+    return run->form == KVARND__RUN_FORM__RECORDS && ls->record_bytes >= SPANNED_RECORD_BYTES_MIN;
+}
+
+/* Stretches that one block of a spanned run leaves in. */
+static unsigned block_bufs(const struct kvd_read *read, const struct kvd_read_run *run)
+{
+    const struct kvd_layer_shape *ls = &read->session->shape->layers[run->layer];
+
+    return ls->kv_heads * kvd_read_record_parts(ls);
+}
+
 /* A run's part of one block. The page has no reference yet. */
 static struct kvd_read_unit unit_of(
     const struct kvd_read *read, const struct kvd_read_run *run, uint64_t block)
@@ -270,6 +315,7 @@ static struct kvd_read_unit unit_of(
         .row_count = (uint16_t)(last - first),
         .is_tiles = block >= tiles_first && block < tiles_last,
         .is_records = run->form == KVARND__RUN_FORM__RECORDS,
+        .is_spanned = run_is_spanned(read, run),
         .is_copied = run->form == KVARND__RUN_FORM__ROWS_STORED,
         .first_token = first,
         .run_row = first - run->first_token,
@@ -291,7 +337,7 @@ static int read_plan(struct kvd_read *read, struct kvd_failure *why)
 {
     const struct kvd_read_args *args = &read->args;
     uint64_t limit = read->service->config->payload_max;
-    uint64_t units = 0;
+    uint64_t units = 0, bytes, spanned = 0, copied = 0;
 
     for (uint32_t i = 0; i < args->layer_count; i++) {
         int err = layer_plan(read, args->layer_first + i, why);
@@ -302,7 +348,14 @@ static int read_plan(struct kvd_read *read, struct kvd_failure *why)
     for (uint32_t i = 0; i < read->run_count; i++) {
         uint64_t first, last;
         run_blocks(read, &read->runs[i], &first, &last);
-        read->bytes += run_bytes(read, &read->runs[i]); /* <= 2^58 in all */
+        bytes = run_bytes(read, &read->runs[i]);
+        read->bytes += bytes; /* <= 2^58 in all */
+        if (run_is_spanned(read, &read->runs[i])) {
+            spanned += (last - first) * block_bufs(read, &read->runs[i]);
+        } else {
+            read->copied_bytes += bytes;
+            copied++;
+        }
         units += last - first;
     }
     limit = limit < KVARN_PAYLOAD_BYTES_MAX ? limit : KVARN_PAYLOAD_BYTES_MAX;
@@ -311,8 +364,9 @@ static int read_plan(struct kvd_read *read, struct kvd_failure *why)
             "the reply has %" PRIu64 " bytes, the limit is %" PRIu64, read->bytes, limit);
     }
     /* A whole block has hundreds of bytes and every run has two that may be less: this fits. */
-    KVARN_ASSERT(units <= UINT32_MAX);
+    KVARN_ASSERT(units <= UINT32_MAX && spanned + copied <= UINT32_MAX);
     read->unit_room = (uint32_t)units;
+    read->buf_count = spanned == 0 ? 0 : (unsigned)(spanned + copied);
     return 0;
 }
 
@@ -348,6 +402,9 @@ static size_t scratch_bytes_max(const struct kvd_read *read)
 {
     size_t bytes = 0;
 
+    if (read->args.is_stored) {
+        return 0; /* nothing is converted */
+    }
     for (uint32_t i = 0; i < read->args.layer_count; i++) {
         uint32_t layer = read->args.layer_first + i;
         size_t needed = kvd_read_scratch_bytes(&read->session->shape->layers[layer]);
@@ -367,7 +424,8 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
     read->job_room = is_inline ? 1 : (uint32_t)(ns / JOB_NS_MIN + 1);
     size_t units = kvd_round_64(read->unit_room * sizeof(struct kvd_read_unit));
     size_t jobs = kvd_round_64(read->job_room * sizeof(struct read_job));
-    size_t bytes = units + jobs + (is_inline ? kvd_round_64(scratch_bytes_max(read)) : 0);
+    size_t bufs = kvd_round_64(read->buf_count * sizeof(struct kvd_buf));
+    size_t bytes = units + jobs + bufs + (is_inline ? kvd_round_64(scratch_bytes_max(read)) : 0);
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
         return kvd_session_fail_space(service, bytes, why);
     }
@@ -379,29 +437,46 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
     read->charged_bytes += bytes;
     read->units = (void *)memory;
     read->jobs = (void *)(memory + units);
-    read->scratch = is_inline ? memory + units + jobs : NULL;
+    read->bufs = (void *)(memory + units + jobs);
+    read->scratch = memory + units + jobs + bufs;
+    read->is_inline = is_inline;
     return 0;
 }
 
 /* Take the pages: from here on nothing that happens to the session matters. */
 static void read_snapshot(struct kvd_read *read)
 {
-    uint8_t *dst = read->reply->data;
+    uint8_t *dst = read->reply == NULL ? NULL : read->reply->data;
+    struct kvd_buf *buf = read->bufs;
 
     for (uint32_t i = 0; i < read->run_count; i++) {
+        const struct kvd_read_run *run = &read->runs[i];
+        unsigned bufs = run_is_spanned(read, run) ? block_bufs(read, run) : 0;
         uint64_t first, last;
-        run_blocks(read, &read->runs[i], &first, &last);
+        run_blocks(read, run, &first, &last);
         for (uint64_t b = first; b < last; b++) {
             struct kvd_read_unit *unit = &read->units[read->unit_count++];
-            *unit = unit_of(read, &read->runs[i], b);
+            *unit = unit_of(read, run, b);
             unit->page = kvd_page_ref(unit->page);
             unit->checksum = unit->page->checksum;
-            unit->dst = dst;
+            if (unit->is_spanned) {
+                unit->bufs = buf; /* the job fills them in */
+                buf += bufs;
+            } else {
+                unit->dst = dst;
+            }
         }
-        dst += run_bytes(read, &read->runs[i]);
+        if (bufs == 0) {
+            if (read->buf_count > 0) {
+                *buf++ = (struct kvd_buf){dst, (size_t)run_bytes(read, run)};
+            }
+            dst += run_bytes(read, run);
+        }
     }
     KVARN_ASSERT(read->unit_count == read->unit_room);
-    KVARN_ASSERT((uint64_t)(dst - read->reply->data) == read->bytes);
+    KVARN_ASSERT(buf == read->bufs + read->buf_count);
+    KVARN_ASSERT(
+        read->copied_bytes == 0 || (uint64_t)(dst - read->reply->data) == read->copied_bytes);
 }
 
 static void read_admit_cb(struct kvd_session_op *op)
@@ -422,8 +497,8 @@ static void read_admit_cb(struct kvd_session_op *op)
         read_succeed(read);
         return;
     }
-    if (err == 0) {
-        err = kvd_reply_buffer_create(read->service, read->bytes, &read->reply, &why);
+    if (err == 0 && read->copied_bytes > 0) {
+        err = kvd_reply_buffer_create(read->service, read->copied_bytes, &read->reply, &why);
     }
     if (err == 0) {
         err = work_create(read, &why);

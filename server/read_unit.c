@@ -5,9 +5,9 @@
  */
 #include "server/read_unit.h"
 
+#include "lib/base/xxh3.h"
 #include <inttypes.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "lib/base/assert.h"
 #include "server/kernel_cost.h"
@@ -37,7 +37,7 @@ uint64_t kvd_read_rows_bytes(
 uint64_t kvd_read_records_bytes(const struct kvd_layer_shape *ls, uint64_t token_count)
 {
     KVARN_ASSERT(token_count % ls->spec.group == 0);
-    return token_count / ls->spec.group * ls->kv_heads * kvarn_record_bytes(&ls->spec);
+    return token_count / ls->spec.group * ls->kv_heads * ls->record_bytes;
 }
 
 uint64_t kvd_read_unit_ns(const struct kvd_read_unit *unit, const struct kvd_read_format *format)
@@ -46,7 +46,7 @@ uint64_t kvd_read_unit_ns(const struct kvd_read_unit *unit, const struct kvd_rea
     uint64_t page_ns = unit->is_tiles ? ls->tile_page_bytes / COPY_BYTES_PER_NS : 0;
 
     if (unit->is_records) {
-        return 2 * page_ns; /* checked, then copied */
+        return unit->is_spanned ? page_ns : 2 * page_ns; /* checked, then copied */
     }
     if (unit->is_copied) {
         return kvd_read_rows_bytes(ls, format, unit->row_count) / COPY_BYTES_PER_NS;
@@ -63,10 +63,37 @@ size_t kvd_read_scratch_bytes(const struct kvd_layer_shape *ls)
     return dim * ls->spec.group * sizeof(float);
 }
 
+/* The padding of any record. */
+static const uint8_t zeros[8];
+
+unsigned kvd_read_record_parts(const struct kvd_layer_shape *ls)
+{
+    return 4 + (ls->record_map.pad > 0);
+}
+
+/* Records as the tiles have them: the kernel gathers their parts out of the page. */
+static void unit_run_spans(const struct kvd_read_unit *unit)
+{
+    const struct kvd_layer_shape *ls = unit->ls;
+    struct kvd_buf *buf = unit->bufs;
+    const struct kvarn_tile_map *map = &ls->record_map;
+
+    KVARN_ASSERT(map->pad <= sizeof(zeros));
+    for (unsigned head = 0; head < ls->kv_heads; head++) {
+        const uint8_t *tile = (const uint8_t *)unit->page->data + head * ls->tile_bytes;
+        for (unsigned i = 0; i < 4; i++) {
+            *buf++ = (struct kvd_buf){tile + map->part[i].offset, map->part[i].bytes};
+        }
+        if (map->pad > 0) {
+            *buf++ = (struct kvd_buf){zeros, map->pad};
+        }
+    }
+}
+
 static void unit_run_records(const struct kvd_read_unit *unit)
 {
     const struct kvd_layer_shape *ls = unit->ls;
-    size_t record_bytes = kvarn_record_bytes(&ls->spec);
+    size_t record_bytes = ls->record_bytes;
     uint8_t *dst = unit->dst + kvd_read_records_bytes(ls, unit->run_row);
 
     KVARN_ASSERT(unit->row_first == 0 && unit->row_count == ls->spec.group);
@@ -172,7 +199,9 @@ void kvd_read_unit_run(const struct kvd_read_unit *unit, const struct kvd_read_f
             .err = KVARN_EMISS, .layer = unit->layer, .token = unit->first_token};
         return;
     }
-    if (unit->is_records) {
+    if (unit->is_spanned) {
+        unit_run_spans(unit);
+    } else if (unit->is_records) {
         unit_run_records(unit);
     } else if (unit->is_copied) {
         unit_run_copy(unit, format);

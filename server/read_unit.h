@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "server/failure.h"
+#include "server/io.h"
 #include "server/page_store.h"
 #include "server/shape.h"
 
@@ -35,7 +36,9 @@ struct kvd_read_unit {
     bool is_tiles;        /* the page holds tiles, else rows */
     bool is_records;      /* tiles are wanted as records: the whole block */
     bool is_copied;       /* rows are wanted as they lie in the page */
-    uint8_t *dst;         /* the run's first byte in the reply */
+    uint8_t *dst;         /* the run's first byte in the reply; NULL: is_spanned */
+    bool is_spanned;      /* records are not copied: `bufs` says where their parts lie */
+    struct kvd_buf *bufs; /* room for kvd_read_record_parts() of each head */
     uint64_t first_token; /* of row_first */
     uint64_t run_row;     /* of row_first, within the run */
     uint64_t run_tokens;
@@ -54,6 +57,9 @@ struct kvd_read_fault {
 uint64_t kvd_read_rows_bytes(
     const struct kvd_layer_shape *ls, const struct kvd_read_format *format, uint64_t token_count);
 uint64_t kvd_read_records_bytes(const struct kvd_layer_shape *ls, uint64_t token_count);
+
+/* Stretches of a tile that make up a record of a layer. */
+unsigned kvd_read_record_parts(const struct kvd_layer_shape *ls);
 
 /* About how long a unit takes, in nanoseconds: what cutting and placing go by. */
 uint64_t kvd_read_unit_ns(const struct kvd_read_unit *unit, const struct kvd_read_format *format);

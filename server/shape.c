@@ -313,6 +313,8 @@ static void layer_init(struct kvd_layer_shape *layer, const struct kvd_shape_des
     layer->window = group->window;
     layer->tile_bytes = kvarn_tile_bytes(&layer->spec);
     layer->tile_page_bytes = layer->kv_heads * layer->tile_bytes;
+    layer->record_bytes = kvarn_record_bytes(&layer->spec);
+    kvarn_tile_map_init(&layer->record_map, &layer->spec);
     layer->rows_page_bytes = (size_t)layer->kv_heads * desc->group *
                              ((size_t)group->k_dim + group->v_dim) * sizeof(uint16_t);
     KVARN_ASSERT(layer->tile_bytes > 0 && layer->tile_bytes % 64 == 0);

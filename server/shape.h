@@ -20,6 +20,8 @@ struct kvd_layer_shape {
     uint64_t window;        /* 0 = full */
     size_t tile_bytes;      /* one tile, padded to 64 */
     size_t tile_page_bytes; /* kv_heads tiles */
+    size_t record_bytes;    /* of one tile, and where in it they lie */
+    struct kvarn_tile_map record_map;
     size_t rows_page_bytes; /* kv_heads * group * (k_dim + v_dim) halves */
 };
 
