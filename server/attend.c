@@ -5,7 +5,8 @@
  * the snapshot holds and write partials and outs of their own.
  *
  * The cut: a column is one KV head and a chunk of query tokens; a piece is a column's walk over a
- * run of blocks. Both depend on lengths alone. Pieces of a column merge in ascending order.
+ * run of blocks. Both depend on lengths alone. Pieces of a column merge in ascending order. With
+ * one run a piece finishes its column, and the workers are woken once, not twice.
  */
 #include "server/attend.h"
 
@@ -198,6 +199,8 @@ static void span_fill(const struct attend *attend, uint32_t head, uint32_t block
     }
 }
 
+static void column_run(struct kvd_job *job, void *scratch);
+
 static void piece_run(struct kvd_job *job, void *scratch)
 {
     struct piece *piece = (struct piece *)(void *)job;
@@ -232,6 +235,9 @@ static void piece_run(struct kvd_job *job, void *scratch)
     }
     if (count > 0) {
         kvarn_attention_walk(&params, q, spans, count, piece->partial, work);
+    }
+    if (attend->run_count == 1) {
+        column_run(&attend->columns[piece->column_idx].job, scratch); /* nothing to wait for */
     }
 }
 
@@ -405,6 +411,10 @@ static void attend_merge(struct attend *attend)
             attend_finish(attend, &why);
             return;
         }
+    }
+    if (attend->run_count == 1) {
+        attend_conclude(attend); /* the pieces have finished their columns */
+        return;
     }
     if (attend->scratch != NULL) {
         for (uint32_t i = 0; i < attend->column_count; i++) {

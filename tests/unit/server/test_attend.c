@@ -291,7 +291,7 @@ static void test_s18_jobs_are_handed_out_as_others_end(void **state)
         turns++;
     }
     assert_int_equal(most, 64);
-    assert_int_equal(turns, 2 * 2 * 157); /* a job a turn: pieces, then columns */
+    assert_int_equal(turns, 2 * 157); /* a job a turn: pieces, which finish their columns */
     assert_int_equal(attend.outcome.why.err, 0);
     kvt_attend_fini(&attend);
     kvt_case_fini(&c);
