@@ -65,6 +65,8 @@ void kvb_daemon_start(struct kvb_daemon *daemon, const char *path, const char *m
         child_begin(parent);
         (void)dup2(fds[1], STDOUT_FILENO);
         (void)close(fds[0]);
+        /* Memory is touched once: what was dropped is used again, as in a daemon that is full. */
+        (void)setenv("MALLOC_CONF", "dirty_decay_ms:-1", 1);
         (void)execl(path, "kvarnd", "--listen-unix", socket_path, "--listen-tcp", tcp,
             "--insecure-tcp", "--memory-limit", memory_limit, "--log-level", "warn", (char *)NULL);
         _exit(127);
