@@ -94,6 +94,7 @@ void kvb_attention_sample(struct kvb_report *report);
 
 kvb_command_fn kvb_attention;
 kvb_command_fn kvb_codec;
+kvb_command_fn kvb_cold;
 kvb_command_fn kvb_costs;
 kvb_command_fn kvb_evict;
 kvb_command_fn kvb_fidelity;

@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"attention", "attention on tiles against fp16, bf16, OpenBLAS and a plain read",
         kvb_attention},
     {"codec", "encode, decode and rotate: GB/s of fp16 per level and encoder", kvb_codec},
+    {"cold", "the cold tier's files, beside plain sequential writes and reads", kvb_cold},
     {"costs", "what the daemon's loop reckons that kernels cost, beside what they do", kvb_costs},
     {"evict", "hit rates of eviction policies on a trace, beside the offline optimum", kvb_evict},
     {"server", "a daemon through sockets, beside raw senders, redis and bare kernels", kvb_server},
