@@ -413,14 +413,18 @@ void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *
     }
 }
 
-void kvd_prefix_cut(struct kvd_session *session, uint64_t length)
+void kvd_prefix_cut(struct kvd_session *session, uint64_t length, bool is_lossy)
 {
     struct kvd_prefix *prefix = session->prefix;
     const uint32_t group = session->shape->group;
     uint32_t block = (uint32_t)(length / group);
     uint32_t row = (uint32_t)(length % group);
 
-    if (prefix == NULL || !prefix->has_kind || block > prefix->chain.blocks) {
+    if (prefix == NULL) {
+        return;
+    }
+    prefix->is_closed = prefix->is_closed || is_lossy; /* also where no ids have come yet */
+    if (!prefix->has_kind || block > prefix->chain.blocks) {
         return;
     }
     if (block == prefix->chain.blocks) {
@@ -442,6 +446,22 @@ void kvd_prefix_cut(struct kvd_session *session, uint64_t length)
     }
 }
 
+/*
+ * Is a layer to leave the block when its append in flight commits? That append made the block the
+ * session's own for it: nobody else may get it before.
+ */
+static bool block_is_being_left(const struct kvd_session *session, uint32_t idx)
+{
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        const struct kvd_layer *ly = &session->layers[i];
+        if (idx >= ly->dropped_blocks &&
+            idx < kvd_session_window_blocks(session, i, ly->pending_length)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Are all layers of a block stored, or will never be? */
 static bool block_is_settled(const struct kvd_session *session, uint32_t idx)
 {
@@ -461,7 +481,7 @@ static bool block_is_settled(const struct kvd_session *session, uint32_t idx)
             return false;
         }
     }
-    return true;
+    return !block_is_being_left(session, idx);
 }
 
 /* Take the block that exists in place of the session's own. */

@@ -128,8 +128,8 @@ void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *
 /* Bytes of it, in a payload. */
 size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_prefix_note *note);
 
-/* The session was cut to `length`. */
-void kvd_prefix_cut(struct kvd_session *session, uint64_t length);
+/* The session was cut to `length`; is_lossy: a layer has decoded rows in place of tiles now. */
+void kvd_prefix_cut(struct kvd_session *session, uint64_t length, bool is_lossy);
 
 /* Look up and publish what has become whole. After a commit and after a seal. */
 void kvd_prefix_advance(struct kvd_session *session);

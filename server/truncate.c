@@ -182,7 +182,7 @@ static void lengths_commit(struct kvd_truncate *truncate)
     }
     session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
     kvd_lifetime_touch(session);
-    kvd_prefix_cut(session, truncate->args.length);
+    kvd_prefix_cut(session, truncate->args.length, truncate->job_count > 0);
     kvd_session_trim(session);
 }
 

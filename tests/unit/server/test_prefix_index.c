@@ -237,6 +237,81 @@ static void test_s15_gaps_and_windows_are_not_published(void **state)
     kvt_rig_fini(&rig);
 }
 
+/*
+ * A layer of a window is to leave blocks with an append in flight when another layer's seal makes
+ * them whole: they stay the session's own until the append is done.
+ */
+static void test_s15_blocks_that_are_being_left_are_not_published(void **state)
+{
+    struct kvd_shape_desc windows = plain;
+    uint32_t ids[TOKENS_MAX];
+    (void)state;
+
+    windows.layer_groups = window_groups;
+    windows.layer_group_count = 2;
+    ids_fill(ids, 1);
+    for (int has_other = 0; has_other < 2; has_other++) {
+        struct kvt_rig rig;
+        kvt_rig_init(&rig, &(struct kvt_rig_options){.shape = &windows, .workers = 1});
+        struct kvd_session *other = open_with_salt(&rig, "");
+        if (has_other) { /* its blocks would be adopted */
+            feed(&rig, other, ids, 200);
+        }
+        struct kvd_session *session = open_with_salt(&rig, "");
+        struct kvt_append ahead = kvt_append_of(session, 200, 1);
+        ahead.layer_first = ahead.layer_count = 1;
+        assert_int_equal(kvt_append_now(&rig, &ahead), 0);
+        struct kvt_append behind = kvt_append_of(session, 200, 1);
+        behind.layer_count = 1;
+        behind.prefix_data = ids;
+        assert_int_equal(kvt_append_begin(&rig, &behind), 0); /* its seals are in flight now */
+        struct kvt_append leaving = kvt_append_of(session, 400, 2);
+        leaving.layer_first = leaving.layer_count = 1;
+        leaving.start = 200;
+        leaving.is_batched = true;
+        assert_int_equal(kvt_append_begin(&rig, &leaving), 0);
+        assert_false(leaving.outcome.is_done);
+        kvt_rig_settle(&rig);
+        assert_true(behind.outcome.is_done && behind.outcome.why.err == 0);
+        assert_true(leaving.outcome.is_done && leaving.outcome.why.err == 0);
+        assert_int_equal(session->layers[1].dropped_blocks, 6);
+        kvt_append_fini(&behind);
+        kvt_append_fini(&leaving);
+        drop(&rig, session);
+        drop(&rig, other);
+        kvt_rig_fini(&rig);
+    }
+}
+
+/* A layer was cut into a block before anything was said of its tokens: not what was stored. */
+static void test_s15_never_after_a_cut_that_came_before_the_ids(void **state)
+{
+    uint32_t ids[TOKENS_MAX];
+    struct kvt_rig rig;
+    (void)state;
+
+    ids_fill(ids, 1);
+    kvt_rig_init(&rig, &(struct kvt_rig_options){.shape = &plain});
+    struct kvd_session *session = open_with_salt(&rig, "");
+    struct kvt_append append = kvt_append_of(session, 256, 1);
+    append.layer_count = 1;
+    assert_int_equal(kvt_append_now(&rig, &append), 0);
+    assert_int_equal(kvt_truncate_now(&rig, session, 100), 0); /* re-opens block 1 of layer 0 */
+    append = kvt_append_of(session, 156, 1);
+    append.layer_count = 1;
+    append.start = 100;
+    assert_int_equal(kvt_append_now(&rig, &append), 0);
+    append = kvt_append_of(session, 256, 1);
+    append.layer_first = append.layer_count = 1;
+    append.start = 0;
+    append.prefix_data = ids;
+    assert_int_equal(kvt_append_now(&rig, &append), 0);
+    assert_int_equal(kvd_session_length(session), 256);
+    assert_true(match(&rig, rig.shape, "", ids, TOKENS_MAX) <= 1);
+    drop(&rig, session);
+    kvt_rig_fini(&rig);
+}
+
 /* A session begins with a prefix: its pages are the first one's, and it goes on from there. */
 static void test_s15_a_session_begins_with_a_prefix(void **state)
 {
@@ -502,6 +577,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s15_one_copy_of_what_is_equal),
     cmocka_unit_test(test_s15_never_after_a_cut_into_a_block),
     cmocka_unit_test(test_s15_gaps_and_windows_are_not_published),
+    cmocka_unit_test(test_s15_blocks_that_are_being_left_are_not_published),
+    cmocka_unit_test(test_s15_never_after_a_cut_that_came_before_the_ids),
     cmocka_unit_test(test_s15_a_session_begins_with_a_prefix),
     cmocka_unit_test(test_s15_eviction_leaves_what_is_published),
     cmocka_unit_test(test_shrink_drops_what_is_unused),
