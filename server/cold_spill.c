@@ -606,6 +606,19 @@ static bool is_queue_full(const struct kvd_cold_sessions *cold)
     return cold->puts > 0 && stats.queued_bytes > cold->service->config->memory_limit / 32;
 }
 
+/* Whether a map of the first `count` blocks, without a tail, says less than the session holds. */
+static bool is_cut_short(const struct kvd_session *session, uint32_t count)
+{
+    uint64_t stored = (uint64_t)count * session->shape->group;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        if (session->layers[i].length > stored) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Returns whether the session is written as far as it can be, or on its way. */
 static bool session_flush(struct kvd_session *session)
 {
@@ -635,6 +648,10 @@ static bool session_flush(struct kvd_session *session)
     }
     sc->is_final_put = true;
     count = is_zero(tail_id) ? mappable_blocks(session, count) : count;
+    if (is_zero(tail_id) && is_cut_short(session, count)) {
+        /* It comes back with loss, so that clients' epoch must not hold (SEMANTICS.md 7). */
+        session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
+    }
     struct kvd_spill_put *spill = map_create(session, count, tail_id);
     if (spill != NULL) {
         spill->put.flags = KVD_COLD_BARRIER;

@@ -43,9 +43,10 @@ class Loop:
         flags = ["--memory-limit", self.args.memory_limit or "256MiB",
                  "--workers", str(int(self.rng.integers(0, 3)))]
         if self.args.cold:
-            # Small segments are sealed, rewritten and removed within a life.
+            # Small segments are sealed, rewritten and removed within a life. Fat sinks need more.
+            small = "4MiB" if self.args.memory_limit else "256KiB"
             flags += ["--cold-dir", str(self.folder / "cold"),
-                      "--cold-segment", str(self.rng.choice(["256KiB", "1MiB", "64MiB"])),
+                      "--cold-segment", str(self.rng.choice([small, "8MiB", "64MiB"])),
                       "--cold-compress", str(self.rng.choice(["0", "0", "3"]))]
         return flags
 

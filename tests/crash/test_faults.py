@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import tempfile
 
+import numpy as np
 import pytest
 
 from oracle.lives import Life, has_option
 from oracle.stage import Stage
 from support.daemon import BAD_LOG, clean_environment
 from support.frame import frame, pb
+from support.session import Layer, Session, Shape
 from support.settings import BIN, patience
 from support.wire import Conn
 
@@ -264,6 +266,23 @@ def test_a_client_that_does_not_read_while_its_session_is_evicted(stage, start):
     assert slow
     one.check_all()
     verdict(one)
+
+
+@cold_only
+def test_s07_what_a_clean_stop_could_not_write_has_a_new_epoch(start, folder):
+    """A sink that fits no segment is lost; the epoch that clients know is lost with it."""
+    flags = ["--cold-dir", folder / "cold", "--cold-segment", "64KiB"]
+    life = start(*flags)
+    shape = Shape([Layer(8, 64)] * 3, group=64, model="fat")
+    with Conn(life.address) as conn:
+        session = Session(conn, shape, "s")
+        kv = tuple(np.ones((8, 100, 64), np.float16) for _ in "kv")
+        session.append([kv] * 3, 0)
+    assert life.end_cleanly() is None
+    again = start(*flags)
+    with Conn(again.address) as conn:
+        back = Session(conn, None, "s", mode="existing")
+        assert back.lengths == [0, 0, 0] and back.epoch != session.epoch
 
 
 def test_many_daemons_one_folder(start, folder):

@@ -26,12 +26,13 @@ def flip():
 
 def drop():
     """Sessions that clients were told to be dropped stay: the request never gets there."""
-    send = Conn.send
+    send = Actor.send
 
-    def sent(conn, message, payload=b""):
-        return send(conn, pb.Ping() if isinstance(message, pb.DropSession) else message, payload)
+    def sent(actor, conn, message, payload, op):
+        lost = isinstance(message, pb.DropSession)
+        send(actor, conn, pb.Ping() if lost else message, payload, op)
 
-    Conn.send = sent
+    Actor.send = sent
 
 
 def truncate():
