@@ -151,8 +151,7 @@ static void evict_finish(struct turn_call *call)
     reply.blocks = call->blocks;
     reply.freed_bytes = call->freed_bytes;
     reply.has_missing_first = reply.has_missing_last = 1;
-    reply.missing_first = (uint64_t)session->missing_first * session->shape->group;
-    reply.missing_last = (uint64_t)session->missing_last * session->shape->group;
+    kvd_session_missing_tokens(session, &reply.missing_first, &reply.missing_last);
     kvd_request_reply(call->request, &reply.base, NULL, 0); /* call is gone */
     kvd_session_kick(session);
     kvd_session_unref(session);

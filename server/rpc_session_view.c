@@ -13,6 +13,7 @@
 #include "server/rpc.h"
 #include "server/rpc_check.h"
 #include "server/rpc_shape.h"
+#include "server/session_evict.h"
 
 #define NS_PER_MS 1000000
 
@@ -50,8 +51,9 @@ static void summary_fill(Kvarnd__SessionSummary *ret, const struct kvd_session *
     ret->ttl_left_ms = kvd_lifetime_ttl_left_ms(session);
     ret->priority = kvd_lifetime_priority(session);
     ret->pin_left_ms = kvd_lifetime_pin_left_ms(session);
-    ret->missing_tokens =
-        (uint64_t)(session->missing_last - session->missing_first) * session->shape->group;
+    uint64_t missing_first, missing_last;
+    kvd_session_missing_tokens(session, &missing_first, &missing_last);
+    ret->missing_tokens = missing_last - missing_first;
 }
 
 /* Bytes of a summary within its reply: tag, length of up to 3 bytes, and itself. */
@@ -173,8 +175,7 @@ static void lifetime_to_wire(const struct kvd_session *session, Kvarnd__InspectS
     reply->ttl_ms = session->lifetime.ttl_ns / NS_PER_MS;
     reply->pinned_bytes = session->lifetime.pinned_bytes;
     reply->has_missing_first = reply->has_missing_last = 1;
-    reply->missing_first = (uint64_t)session->missing_first * session->shape->group;
-    reply->missing_last = (uint64_t)session->missing_last * session->shape->group;
+    kvd_session_missing_tokens(session, &reply->missing_first, &reply->missing_last);
 }
 
 /* An InspectSession under way; in the request's memory. */

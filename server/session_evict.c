@@ -11,6 +11,20 @@
 #include "server/service.h"
 #include "server/session_blocks.h"
 
+void kvd_session_missing_tokens(
+    const struct kvd_session *session, uint64_t *ret_first, uint64_t *ret_last)
+{
+    uint64_t first = (uint64_t)session->missing_first * session->shape->group;
+    uint64_t last = (uint64_t)session->missing_last * session->shape->group;
+    uint64_t length = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        length = length > session->layers[i].length ? length : session->layers[i].length;
+    }
+    *ret_last = last < length ? last : length;
+    *ret_first = first < *ret_last ? first : *ret_last;
+}
+
 bool kvd_session_is_busy(const struct kvd_session *session)
 {
     bool is_busy = !TAILQ_EMPTY(&session->ops) || session->is_kicking;
@@ -112,16 +126,17 @@ static int fail_missing(const struct kvd_session *session, uint32_t layer, uint3
 {
     const struct kvd_block *block = kvd_session_block(session, block_idx);
     struct kvd_metrics *metrics = &session->service->metrics;
+    uint64_t missing_first, missing_last;
 
+    kvd_session_missing_tokens(session, &missing_first, &missing_last);
     /* A cold one could not be loaded for want of memory. */
     why->reason = block->state == KVD_BLOCK_MISSING ? (Kvarnd__MissReason)block->miss_reason
                                                     : KVARND__MISS_REASON__MISS_EVICTED;
     kvd_metrics_add(metrics, KVD_METRIC_misses_evicted, 1);
     kvd_metrics_add(metrics, KVD_METRIC_tokens_missed_evicted, tokens);
     return kvd_fail(why, KVARN_EMISS,
-        "tokens %" PRIu64 " to %" PRIu64 " of layer %" PRIu32 " were evicted",
-        (uint64_t)session->missing_first * session->shape->group,
-        (uint64_t)session->missing_last * session->shape->group - 1, layer);
+        "tokens %" PRIu64 " to %" PRIu64 " of layer %" PRIu32 " were evicted", missing_first,
+        missing_last - 1, layer);
 }
 
 int kvd_session_check_present(const struct kvd_session *session, uint32_t layer, uint64_t first,

@@ -22,6 +22,13 @@ static inline bool kvd_session_has_missing(const struct kvd_session *session)
     return session->missing_last > session->missing_first;
 }
 
+/*
+ * The tokens [*ret_first, *ret_last) that are missing: of the missing blocks, as far as the longest
+ * layer goes. Both 0: none.
+ */
+void kvd_session_missing_tokens(
+    const struct kvd_session *session, uint64_t *ret_first, uint64_t *ret_last);
+
 /* Something is queued or in flight, so that its blocks must stay as they are. */
 bool kvd_session_is_busy(const struct kvd_session *session);
 

@@ -155,7 +155,7 @@ def test_lives(daemon):
             await session.unpin()
             await client.unpin(name)
             assert (await session.evict(1)).missing == (128, 256)
-            assert (await client.evict(name)).missing == (0, 384)
+            assert (await client.evict(name)).missing == (0, 300)
             await session.drop()
 
     run(body())

@@ -366,7 +366,7 @@ def test_lives(client):
         with pytest.raises(kvarn.Miss) as caught:
             session.attend(q[:, -1:])
         assert caught.value.reason == "evicted"
-        assert session.evict().missing == (0, 320)  # whole blocks
+        assert session.evict().missing == (0, 300)
         session.truncate(0)
         assert session.append_layers([(k, v), (k, v)]).length == 300
     for bad in (-1, float("nan")):

@@ -48,6 +48,15 @@ static uint64_t bytes_of(const struct kvd_session *session)
     return bytes + usage.reserved_bytes;
 }
 
+static void assert_missing(const struct kvd_session *session, uint64_t first, uint64_t last)
+{
+    uint64_t got_first, got_last;
+
+    kvd_session_missing_tokens(session, &got_first, &got_last);
+    assert_int_equal(got_first, first);
+    assert_int_equal(got_last, last);
+}
+
 /* Trailing sealed blocks first, the sink last of them, the tail with the rest. Group 64. */
 static void test_the_end_goes_first(void **state)
 {
@@ -62,6 +71,7 @@ static void test_the_end_goes_first(void **state)
     assert_true(freed > 0);
     assert_int_equal(session->missing_first, 4);
     assert_int_equal(session->missing_last, 6);
+    assert_missing(session, 256, 384);
     assert_int_equal(attend(&rig, session, 0, 256), 0);
     assert_int_equal(attend(&rig, session, 0, 257), KVARN_EMISS);
     assert_int_equal(attend(&rig, session, 383, 394), KVARN_EMISS);
@@ -71,6 +81,7 @@ static void test_the_end_goes_first(void **state)
     assert_int_equal(kvd_session_next_victim(session), 6);
     assert_int_equal(kvd_session_evict(session, 100, &freed), 6);
     assert_int_equal(kvd_session_next_victim(session), UINT32_MAX);
+    assert_missing(session, 0, 64 * 7 + 10); /* tokens, not whole blocks */
     assert_int_equal(bytes_of(session), 0);
     assert_int_equal(append(&rig, session, 1), KVARN_EMISS);
     assert_int_equal(attend(&rig, session, 0, 1), KVARN_EMISS);
