@@ -413,6 +413,38 @@ static void append_sample(struct kvb_server *server, struct kvb_link *links[2], 
     kvb_server_drop(links[0], &session);
 }
 
+/* Append blocks at the end of a session, by one call. */
+static void append_once(struct kvb_server *server, struct kvb_link *link,
+    const struct kvarn_session *session, uint64_t start, uint32_t blocks)
+{
+    const struct kvb_server_shape shape = {.kv_heads = HEADS};
+    struct kvarn_append_tiles_result result;
+    struct append append;
+
+    append_init(&append, server, &shape, session, start, blocks);
+    kvb_link_call(link, KVARN_FRAME_APPEND_TILES, &append.args, &result);
+}
+
+/*
+ * Memory for `count` times `blocks` blocks that has been touched: the daemon gives chunks without a
+ * page back to the kernel at once, so a second session, which stays, gets pages in all of them.
+ */
+static void pages_touch(
+    struct kvb_server *server, struct kvb_link *link, uint32_t blocks, size_t count)
+{
+    const struct kvb_server_shape shape = {.kv_heads = HEADS};
+    const uint32_t kept = blocks / 2;
+    struct kvarn_session filler, keeper;
+
+    kvb_server_open(link, &shape, &filler);
+    kvb_server_open(link, &shape, &keeper);
+    for (size_t i = 0; i < count; i++) {
+        append_once(server, link, &filler, i * blocks * KVB_SERVER_GROUP, blocks);
+        append_once(server, link, &keeper, i * kept * KVB_SERVER_GROUP, kept);
+    }
+    kvb_server_drop(link, &filler);
+}
+
 static void append_row(struct kvb_server *server, bool is_tcp)
 {
     static struct side sides[2];
@@ -442,6 +474,7 @@ static void append_row(struct kvb_server *server, bool is_tcp)
     kvb_server_rival(server, &reply, is_tcp, &rival);
     kvarn__reply_reset(&reply);
     memset(sides, 0, sizeof(sides));
+    pages_touch(server, &link, blocks, count + count / 8);
     append_sample(server, (struct kvb_link *[2]){&link, &rival}, blocks, count, 0, runs);
     for (unsigned s = 0; s < KVB_SAMPLES; s++) {
         append_sample(server, (struct kvb_link *[2]){&link, &rival}, blocks, count, s % 2, runs);
