@@ -182,6 +182,7 @@ static void make_done(struct cold_task *task, int err)
         kvd_segment_rest(cold, err);
         kvd_segment_file_destroy(file);
         make_undo(cold, fd);
+        kvd_segment_write_shed(cold, err); /* also what must not wait: it would wait for ever */
         return;
     }
     kvd_kill_point("cold_made");

@@ -55,7 +55,9 @@ struct cold_file {
     uint8_t *index; /* owned: entries, while it is active */
     uint64_t index_bytes;
     uint64_t index_room;
-    bool is_stuck; /* a record here cannot be moved: it is damaged */
+    bool is_stuck;       /* a record here cannot be moved: it is damaged */
+    bool is_suspect;     /* of recovery: it may have lost a tombstone */
+    bool is_unremovable; /* its name could not be removed for good */
 };
 
 TAILQ_HEAD(cold_file_list, cold_file);
@@ -215,6 +217,9 @@ int kvd_segment_put_clean(struct cold_segment *cold) KVARN_MUST_CHECK;
 
 /* Start the write, the sync or the new segment that is due. */
 void kvd_segment_write_pump(struct cold_segment *cold);
+
+/* No segment has room for what came first, and none can be made: shed what may be shed. */
+void kvd_segment_write_shed(struct cold_segment *cold, int err);
 
 /* Nothing is queued, written or synced. */
 bool kvd_segment_write_is_idle(const struct cold_segment *cold);

@@ -110,8 +110,8 @@ static void remove_done(struct cold_task *task, int err)
     cold->reclaiming = NULL;
     kvd_kill_point("cold_removed");
     if (err != 0 && task->idx <= 1) {
-        file->state = COLD_FILE_QUARANTINED; /* still there: tried again when something changes */
-        file->is_stuck = true;
+        file->state = COLD_FILE_QUARANTINED; /* a crash may bring it back: left to the next start */
+        file->is_unremovable = true;
         return;
     }
     TAILQ_REMOVE(&cold->files, file, link);
@@ -119,14 +119,8 @@ static void remove_done(struct cold_task *task, int err)
         struct kvd_cold_record *record = LIST_FIRST(&file->records);
         struct kvd_record_header header = record->header;
         kvd_segment_record_destroy(cold, record);
-        if (err == 0) {
-            /* Otherwise a crash may bring the name back: tombstones stay until the next start. */
-            kvd_segment_subject_erased(cold, &header);
-        }
+        kvd_segment_subject_erased(cold, &header);
     }
-    /* Descriptors are closed last: the space comes back with them. */
-    struct kvd_file_op close = {.verb = KVD_FILE_CLOSE, .fd = file->fd};
-    (void)cold->io->ops->file_run(cold->io, &close);
     kvd_segment_file_destroy(file);
 }
 
@@ -136,10 +130,15 @@ static void remove_start(struct cold_segment *cold, struct cold_file *file)
 
     kvd_segment_path(cold, file->number, "kvs", cold->reclaim_path, sizeof(cold->reclaim_path));
     file->state = COLD_FILE_GOING;
+    if (cold->moving_from == file) {
+        cold->moving_from = NULL; /* nothing is left to move */
+    }
     ops[0] = (struct kvd_file_op){.verb = KVD_FILE_UNLINK, .path = cold->reclaim_path};
     ops[1] = (struct kvd_file_op){.verb = KVD_FILE_SYNC_DIR, .path = cold->dir};
+    /* The space comes back with the last descriptor, which may take the kernel a while. */
+    ops[2] = (struct kvd_file_op){.verb = KVD_FILE_CLOSE, .fd = file->fd};
     cold->reclaiming = file;
-    kvd_segment_task_run(cold, &cold->reclaim_task, 2, remove_done);
+    kvd_segment_task_run(cold, &cold->reclaim_task, 3, remove_done);
 }
 
 /* Rewriting. */
@@ -399,7 +398,7 @@ static bool reclaim_one(struct cold_segment *cold)
         bool is_used = file->readers > 0 || file == cold->sealing ||
                        (cold->is_writing && file == cold->writing_file) ||
                        (cold->is_syncing && file == cold->syncing_file);
-        if (is_closed && !is_used && file->live_bytes == 0 && !file->is_stuck) {
+        if (is_closed && !is_used && file->live_bytes == 0 && !file->is_unremovable) {
             remove_start(cold, file);
             return true;
         }

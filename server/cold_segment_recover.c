@@ -84,18 +84,29 @@ static int64_t source_read(void *ctx, uint64_t offset, void *dst, size_t bytes)
     return file_run(reading->cold, &op);
 }
 
-/* Whether a record of which the index knows was punched out: zeros, where its header was. */
+static bool is_blank_header(struct reading *reading, uint64_t offset)
+{
+    uint8_t bytes[KVD_RECORD_HEADER_BYTES];
+    int64_t got = source_read(reading, offset, bytes, sizeof(bytes));
+
+    return got == (int64_t)sizeof(bytes) && bytes[0] == 0 &&
+           memcmp(bytes, bytes + 1, sizeof(bytes) - 1) == 0;
+}
+
+/*
+ * Whether a record of which the index knows was punched out: zeros, where each of its headers was.
+ * A single one may be a sector that the disk lost.
+ */
 static bool is_punched(
     struct reading *reading, const struct kvd_record_header *header, uint64_t offset)
 {
-    uint8_t bytes[KVD_RECORD_HEADER_BYTES];
-
     if (header->type == KVD_COLD_PAGE) {
         return false; /* of these there are many, and nobody asks for one that is gone */
     }
-    int64_t got = source_read(reading, offset, bytes, sizeof(bytes));
-    return got == (int64_t)sizeof(bytes) && bytes[0] == 0 &&
-           memcmp(bytes, bytes + 1, sizeof(bytes) - 1) == 0;
+    uint64_t second = offset + kvd_record_copy_bytes(header->head_bytes, header->body_bytes);
+    bool is_twice = (header->flags & KVD_RECORD_TWICE) != 0;
+
+    return is_blank_header(reading, offset) && (!is_twice || is_blank_header(reading, second));
 }
 
 static void record_cb(void *ctx, const struct kvd_record_header *header, uint64_t offset)
@@ -185,17 +196,31 @@ static void file_seal_now(struct cold_segment *cold, struct cold_file *file)
     file->index_room = 0;
 }
 
-static void file_remove_now(struct cold_segment *cold, struct cold_file *file)
+/* It goes with all that was found in it. Returns 0 once that is durable. */
+static int file_remove_now(struct cold_segment *cold, struct cold_file *file)
 {
     char path[KVARN_COLD_PATH_MAX + 32];
     struct kvd_file_op close = {.verb = KVD_FILE_CLOSE, .fd = file->fd};
     struct kvd_file_op unlink = {.verb = KVD_FILE_UNLINK, .path = path};
+    struct kvd_file_op sync = {.verb = KVD_FILE_SYNC_DIR, .path = cold->dir};
 
     kvd_segment_path(cold, file->number, "kvs", path, sizeof(path));
     TAILQ_REMOVE(&cold->files, file, link);
-    (void)file_run(cold, &close);
-    (void)file_run(cold, &unlink);
+    while (!LIST_EMPTY(&file->records)) {
+        struct kvd_cold_record *record = LIST_FIRST(&file->records);
+        struct kvd_record_header header = record->header;
+        kvd_segment_record_destroy(cold, record);
+        kvd_segment_subject_erased(cold, &header);
+    }
     kvd_segment_file_destroy(file);
+    (void)file_run(cold, &close);
+    int64_t result = file_run(cold, &unlink);
+    result = result < 0 ? result : file_run(cold, &sync);
+    if (result < 0) {
+        kvd_log(
+            KVD_LOG_ERROR, "cold_failed", "path=%s error=%s", path, kvarn_err_label((int)result));
+    }
+    return result < 0 ? (int)result : 0;
 }
 
 /* Read one file. Returns 0, also for one that is damaged or that cannot be read. */
@@ -213,12 +238,12 @@ static int file_read(
     }
     found->torn += result.torn;
     found->damaged += result.damaged;
-    found->is_suspect = found->is_suspect || result.is_suspect || err != 0;
+    file->is_suspect = result.is_suspect || err != 0;
+    found->is_suspect = found->is_suspect || file->is_suspect;
     if (err != 0) {
         found->damaged++;
         kvd_log(KVD_LOG_ERROR, "cold_unreadable", "segment=%" PRIu64 " error=%s", file->number,
             kvarn_err_label(err));
-        file->is_stuck = true;
         return 0;
     }
     file->salt = result.header.salt;
@@ -230,8 +255,9 @@ static int file_read(
     if (!result.is_sealed) {
         found->scanned_segments++;
         if (LIST_EMPTY(&file->records) && !result.is_suspect) {
-            file_remove_now(cold, file);
-        } else if (!result.is_suspect) {
+            return file_remove_now(cold, file);
+        }
+        if (!result.is_suspect) {
             file_seal_now(cold, file);
         }
     }
@@ -411,13 +437,37 @@ static int files_read(struct cold_segment *cold, struct kvd_cold_found *found)
     return err;
 }
 
+/*
+ * Tombstones may be missing: nothing that is here may come back, at no later start either, when
+ * what tells of the loss might be gone or be readable again. So all of it goes, and what tells of
+ * the loss goes last.
+ */
+static int suspects_remove(struct cold_segment *cold)
+{
+    struct cold_file *file;
+    struct cold_file *next;
+    int err = 0;
+
+    for (unsigned pass = 0; pass < 2; pass++) {
+        TAILQ_FOREACH_SAFE(file, &cold->files, link, next)
+        {
+            if (err == 0 && file->is_suspect == (pass == 1)) {
+                err = file_remove_now(cold, file);
+            }
+        }
+    }
+    return err;
+}
+
 int kvd_segment_recover(struct cold_segment *cold, struct kvd_cold_found *found)
 {
     uint64_t start_ns = cold->io->ops->now_ns(cold->io);
     int err = temporaries_remove(cold);
 
     err = err != 0 ? err : files_read(cold, found);
-
+    if (err == 0 && found->is_suspect) {
+        err = suspects_remove(cold);
+    }
     if (err == 0 && cold->tier_id == 0) {
         err = cold->io->ops->random(cold->io, &cold->tier_id, sizeof(cold->tier_id));
     }

@@ -528,8 +528,7 @@ static bool is_sync_due(const struct cold_segment *cold)
 
 /* What drives it. */
 
-/* No segment has room for what came first, and none can be made: shed what may be shed. */
-static void ready_shed(struct cold_segment *cold, int err)
+void kvd_segment_write_shed(struct cold_segment *cold, int err)
 {
     struct cold_write_queue shed = STAILQ_HEAD_INITIALIZER(shed);
     struct cold_write_queue kept = STAILQ_HEAD_INITIALIZER(kept);
@@ -565,14 +564,14 @@ static void segment_next(struct cold_segment *cold, const struct cold_write *fir
         return;
     }
     if (!is_rested) {
-        ready_shed(cold, cold->rest_err);
+        kvd_segment_write_shed(cold, cold->rest_err);
     } else if (!kvd_segment_file_may_make(cold, may_use_reserve(first))) {
         kvd_segment_rest(cold, KVARN_ENOSPC);
-        ready_shed(cold, KVARN_ENOSPC);
+        kvd_segment_write_shed(cold, KVARN_ENOSPC);
     } else {
         kvd_segment_file_make(cold);
         if (cold->making == NULL) {
-            ready_shed(cold, cold->rest_err);
+            kvd_segment_write_shed(cold, cold->rest_err);
         }
     }
 }

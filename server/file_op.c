@@ -128,10 +128,26 @@ static int64_t do_sync_dir(const struct kvd_file_op *op)
     return result;
 }
 
+/* The name of a folder that was made must be durable, or a power cut takes all that it holds. */
+static int64_t sync_parent(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int parent = fd < 0 ? -1 : openat(fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int64_t result = parent < 0 ? from_errno(errno) : from_result(fsync(parent));
+
+    if (parent >= 0) {
+        (void)close(parent);
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    return result;
+}
+
 static int64_t do_make_dir(const struct kvd_file_op *op)
 {
     if (mkdir(op->path, 0700) == 0) {
-        return 0;
+        return sync_parent(op->path);
     }
     struct stat stat_of;
     int code = errno;

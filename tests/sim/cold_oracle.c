@@ -195,6 +195,7 @@ struct look {
     struct kvt_cold_rig rig;
     struct kvt_verdict *verdict;
     bool *has_page; /* owned */
+    uint64_t unreadable;
     size_t op_count;
     uint64_t map_found[KVT_ORACLE_SESSIONS_MAX]; /* version + 1; 0: none */
 };
@@ -217,7 +218,7 @@ static void each_cb(void *ctx, struct kvd_cold_record *record, const struct kvd_
     if (err == 1) {
         look->verdict->wrong++;
     } else if (err != 0) {
-        look->verdict->unreadable += is_needed ? 1 : 0; /* else: given up, and punched out */
+        look->unreadable += is_needed ? 1 : 0; /* else: given up, and punched out */
     } else if (info->type == KVD_COLD_PAGE) {
         look->has_page[head.id - PAGE_ID] = true;
     } else if (info->type == KVD_COLD_MAP) {
@@ -275,6 +276,11 @@ void kvt_oracle_judge(const struct kvt_oracle *oracle, struct kvd_fake_disk *dis
     }
     for (unsigned i = 0; i < oracle->session_count; i++) {
         judge_session(look, i, op_count, may_lose);
+    }
+    /* One damaged place may cost one record, which an index still names. */
+    uint64_t unreadable_most = may_lose ? 1 : 0;
+    if (look->unreadable > unreadable_most) {
+        verdict->unreadable += look->unreadable - unreadable_most;
     }
     if (!may_lose) {
         verdict->alarms += look->rig.found.damaged + (look->rig.found.is_suspect ? 1 : 0);

@@ -91,34 +91,22 @@ static bool try_cuts(uint64_t seed, unsigned rounds)
     return verdict_say("power cuts", tried, &verdict);
 }
 
-struct longest {
-    struct kvd_fake_disk *disk;
-    char path[128];
-    size_t bytes;
+#define SEGMENTS_MAX 32
+
+struct segments {
+    char paths[SEGMENTS_MAX][128];
+    unsigned count;
 };
 
-static void longest_cb(void *ctx, const char *path)
+static void segments_cb(void *ctx, const char *path)
 {
-    struct longest *longest = ctx;
-    size_t bytes = 0;
+    struct segments *segments = ctx;
     const char *dot = strrchr(path, '.');
 
-    (void)kvd_fake_disk_data(longest->disk, path, &bytes);
-    if (dot != NULL && strcmp(dot, ".kvs") == 0 && bytes >= longest->bytes) {
-        (void)snprintf(longest->path, sizeof(longest->path), "%s", path);
-        longest->bytes = bytes;
+    if (dot != NULL && strcmp(dot, ".kvs") == 0) {
+        KVARN_ASSERT(segments->count < SEGMENTS_MAX);
+        (void)snprintf(segments->paths[segments->count++], sizeof(segments->paths[0]), "%s", path);
     }
-}
-
-/* The disk as it is now, and the largest of its segments. */
-static struct kvd_fake_disk *disk_of(const struct run *run, size_t at, struct longest *longest)
-{
-    struct kvd_fake_disk *disk = kvd_fake_disk_cut(run->disk, at, 1);
-
-    memset(longest, 0, sizeof(*longest));
-    longest->disk = disk;
-    (void)kvd_fake_disk_names(disk, longest_cb, longest);
-    return disk;
 }
 
 /* P3: the power fails within a write: its first blocks are there, then zeros or noise. */
@@ -145,7 +133,36 @@ static bool try_tails(uint64_t seed, unsigned rounds)
     return verdict_say("torn tails", tried, &verdict);
 }
 
-/* P4: damage of one place, found or harmless; sealed and unsealed segments alike. */
+/* One segment of a disk damaged in one place after the other. Returns how many. */
+static uint64_t segment_damage(const struct run *run, struct kvd_fake_disk *disk, const char *path,
+    bool is_sector, struct kvt_verdict *verdict)
+{
+    size_t count = kvd_fake_disk_op_count(run->disk);
+    size_t step = is_sector ? 512 * 8 : BIT_STEP;
+    size_t bytes = 0;
+    uint64_t tried = 0;
+    const uint8_t *data = kvd_fake_disk_data(disk, path, &bytes);
+    uint8_t *bad = malloc(bytes);
+
+    KVARN_ASSERT(data != NULL && bad != NULL);
+    for (size_t bit = 0; bit < 8 * bytes; bit += step) {
+        memcpy(bad, data, bytes);
+        if (is_sector) {
+            memset(bad + bit / 8, 0, 512);
+        } else {
+            bad[bit / 8] = (uint8_t)(bad[bit / 8] ^ (1u << bit % 8));
+        }
+        struct kvd_fake_disk *copy = kvd_fake_disk_cut(disk, 0, 1);
+        kvd_fake_disk_put(copy, path, bad, bytes);
+        kvt_oracle_judge(&run->oracle, copy, count, true, verdict);
+        kvd_fake_disk_destroy(copy);
+        tried++;
+    }
+    free(bad);
+    return tried;
+}
+
+/* P4: damage of one place, found or harmless; of each segment, sealed or not. */
 static bool try_damage(uint64_t seed, unsigned rounds, bool is_sector)
 {
     struct kvt_verdict verdict = {0};
@@ -153,31 +170,13 @@ static bool try_damage(uint64_t seed, unsigned rounds, bool is_sector)
 
     for (unsigned round = 0; round < rounds; round++) {
         struct run *run = run_create(seed + round, DAMAGE_STEPS, 0);
-        size_t count = kvd_fake_disk_op_count(run->disk);
-        struct longest longest;
-        struct kvd_fake_disk *disk = disk_of(run, count, &longest);
-        size_t step = is_sector ? 512 * 8 : BIT_STEP;
-        size_t bytes = 0;
-        const uint8_t *data = kvd_fake_disk_data(disk, longest.path, &bytes);
-        uint8_t *good = malloc(bytes);
-        uint8_t *bad = malloc(bytes);
-        KVARN_ASSERT(data != NULL && good != NULL && bad != NULL);
-        memcpy(good, data, bytes);
-        for (size_t bit = 0; bit < 8 * bytes; bit += step) {
-            memcpy(bad, good, bytes);
-            if (is_sector) {
-                memset(bad + bit / 8, 0, 512);
-            } else {
-                bad[bit / 8] = (uint8_t)(bad[bit / 8] ^ (1u << bit % 8));
-            }
-            struct kvd_fake_disk *copy = kvd_fake_disk_cut(disk, 0, 1);
-            kvd_fake_disk_put(copy, longest.path, bad, bytes);
-            kvt_oracle_judge(&run->oracle, copy, count, true, &verdict);
-            kvd_fake_disk_destroy(copy);
-            tried++;
+        struct kvd_fake_disk *disk =
+            kvd_fake_disk_cut(run->disk, kvd_fake_disk_op_count(run->disk), 1);
+        struct segments segments = {.count = 0};
+        (void)kvd_fake_disk_names(disk, segments_cb, &segments);
+        for (unsigned i = 0; i < segments.count; i++) {
+            tried += segment_damage(run, disk, segments.paths[i], is_sector, &verdict);
         }
-        free(good);
-        free(bad);
         kvd_fake_disk_destroy(disk);
         run_destroy(run);
     }

@@ -293,6 +293,20 @@ static void test_p16_hanging_disk_bounds_the_queue(void **state)
     kvd_fake_disk_destroy(disk);
 }
 
+/* No segment, and none can be made: what must not wait fails too, and the tier ends. */
+static void test_p5_put_and_close_end_when_no_segment_can_be_made(void **state)
+{
+    struct kvd_fake_disk *disk = kvd_fake_disk_create();
+    struct kvt_cold_rig rig;
+
+    (void)state;
+    kvd_fake_disk_set_room(disk, 32768);
+    start(&rig, disk);
+    assert_int_equal(kvt_cold_put_wait(&rig, KVD_COLD_TOMBSTONE, 7, 1, 0, NULL), KVARN_ENOSPC);
+    kvt_cold_stop(&rig);
+    kvd_fake_disk_destroy(disk);
+}
+
 struct flag_put {
     struct kvd_cold_put put; /* first */
     bool is_done;
@@ -358,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_too_large_and_queue_limit),
         cmocka_unit_test(test_queue_limit_says_retry_later),
         cmocka_unit_test(test_p16_hanging_disk_bounds_the_queue),
+        cmocka_unit_test(test_p5_put_and_close_end_when_no_segment_can_be_made),
         cmocka_unit_test(test_compressed_where_it_gains),
     };
 
