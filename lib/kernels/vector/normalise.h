@@ -29,8 +29,13 @@
 
 /*
  * A plane has settled when, in one iteration, all factors of an axis move by the same share to
- * within this, on both axes: what is left then moves from all columns to all rows, which changes no
- * quotient. It is 16 units in the last place, a few times what rounding of the sums moves them by.
+ * within this: what is left then moves from all columns to all rows, which changes no quotient. It
+ * is 16 units in the last place, a few times what rounding of the sums moves them by.
+ *
+ * Rows decide. New column factors are the deviations under the row factors before, whatever the
+ * column factors were, and new row factors those under the new column factors: if the rows stay, so
+ * does everything in the next iteration, however far columns moved in this one. Only a column whose
+ * deviation was clamped has not arrived; then columns must have settled as well.
  */
 #define NORM_SETTLED 2e-6f
 
@@ -212,6 +217,16 @@ static bool norm_is_settled(float low, float high)
     return high - low <= NORM_SETTLED * low;
 }
 
+/* After an iteration that began with columns' deviations from `least` to `most`. */
+static bool norm_is_done(
+    const float low[NORM_WHATS], const float high[NORM_WHATS], float least, float most)
+{
+    const bool have_arrived = least >= NORM_STD_MIN && most <= NORM_STD_MAX;
+
+    return norm_is_settled(low[NORM_ROW_MOVES], high[NORM_ROW_MOVES]) &&
+           (have_arrived || norm_is_settled(low[NORM_COL_MOVES], high[NORM_COL_MOVES]));
+}
+
 static float norm_spread(float low, float high)
 {
     return high / (low > NORM_SPREAD_MIN ? low : NORM_SPREAD_MIN);
@@ -387,6 +402,7 @@ static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__wor
     float least =
         norm_spread(low[NORM_COLS], high[NORM_COLS]) + norm_spread(low[NORM_ROWS], high[NORM_ROWS]);
     for (uint32_t i = 0; i < KVARN__ITERATIONS; i++) {
+        const float col_low = low[NORM_COLS], col_high = high[NORM_COLS];
         norm_state_init(&state);
         float drift = norm_columns_update(cols, work, &state.of[NORM_COL_MOVES]);
         norm_pass(plane, work, i == 0, drift, &state);
@@ -398,8 +414,7 @@ static void norm_plane(const struct kvarn__plane *plane, const struct kvarn__wor
             least = imbalance;
             norm_best_take(rows, cols, work);
         }
-        if (norm_is_settled(low[NORM_COL_MOVES], high[NORM_COL_MOVES]) &&
-            norm_is_settled(low[NORM_ROW_MOVES], high[NORM_ROW_MOVES])) {
+        if (norm_is_done(low, high, col_low, col_high)) {
             break;
         }
     }
