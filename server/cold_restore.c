@@ -104,7 +104,8 @@ static void wait_for_load(struct kvd_session *session)
 
     if (!session->cold.is_waiting) {
         session->cold.is_waiting = true;
-        TAILQ_INSERT_TAIL(&cold->waiting, kvd_session_ref(session), cold.wait_link);
+        kvd_session_ref(session); /* not within the macro, which names its argument four times */
+        TAILQ_INSERT_TAIL(&cold->waiting, session, cold.wait_link);
     }
 }
 

@@ -754,6 +754,7 @@ void kvd_cold_note(struct kvd_session *session)
         return;
     }
     session->cold.is_dirty = true;
-    TAILQ_INSERT_TAIL(&cold->dirty, kvd_session_ref(session), cold.dirty_link);
+    kvd_session_ref(session); /* not within the macro, which names its argument four times */
+    TAILQ_INSERT_TAIL(&cold->dirty, session, cold.dirty_link);
     arm(cold, SPILL_MS);
 }

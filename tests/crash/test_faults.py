@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -266,6 +267,24 @@ def test_a_client_that_does_not_read_while_its_session_is_evicted(stage, start):
     assert slow
     one.check_all()
     verdict(one)
+
+
+@cold_only
+@pytest.mark.deadline(60)
+def test_dropped_sessions_leave_nothing_behind(start, folder):
+    """Writing behind holds a session for a while, and lets go of it."""
+    life = start("--cold-dir", folder / "cold")
+    shape = Shape([Layer(2, 16)] * 3, group=64, model="even")
+    kv = tuple(np.ones((2, 70, 16), np.float16) for _ in "kv")
+    with Conn(life.address) as conn:
+        before = conn.counter("memory_session_bytes")
+        for i in range(50):
+            Session(conn, shape, f"s{i}").append([kv] * 3, 0)
+        for i in range(50):
+            conn.call(pb.DropSession(name=f"s{i}"))
+        end = time.monotonic() + patience(20)
+        while (left := conn.counter("memory_session_bytes")) > before:
+            assert time.monotonic() < end, f"{left} bytes of sessions, {before} before them"
 
 
 @cold_only
