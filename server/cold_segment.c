@@ -328,13 +328,15 @@ static void segment_destroy(struct kvd_cold *base)
 {
     struct cold_segment *cold = kvd_segment_of(base);
     struct cold_file *file;
+    struct kvd_cold_record *record, *record_next;
 
     KVARN_ASSERT(segment_is_idle(base));
     cold->io->ops->timer_destroy(cold->pump_timer);
     while ((file = TAILQ_FIRST(&cold->files)) != NULL) {
         TAILQ_REMOVE(&cold->files, file, link);
-        while (!LIST_EMPTY(&file->records)) {
-            kvd_segment_record_destroy(cold, LIST_FIRST(&file->records));
+        LIST_FOREACH_SAFE(record, &file->records, link, record_next)
+        {
+            kvd_segment_record_destroy(cold, record);
         }
         fd_close(cold, file->fd);
         kvd_segment_file_destroy(file);

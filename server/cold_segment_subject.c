@@ -99,9 +99,12 @@ void kvd_segment_subject_bury(struct cold_segment *cold, struct kvd_cold_record 
 
 void kvd_segment_subjects_fini(struct cold_segment *cold)
 {
+    struct cold_subject *subject, *next;
+
     for (unsigned i = 0; i < COLD_SUBJECT_BUCKETS; i++) {
-        while (!LIST_EMPTY(&cold->subjects[i])) {
-            subject_free(cold, LIST_FIRST(&cold->subjects[i]));
+        LIST_FOREACH_SAFE(subject, &cold->subjects[i], link, next)
+        {
+            subject_free(cold, subject);
         }
     }
 }

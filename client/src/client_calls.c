@@ -396,7 +396,7 @@ static void fork_adopt(struct kvarn_client *client, const struct kvarn_fork_resu
 {
     for (size_t i = 0; i < result->item_count; i++) {
         ret_sessions[i] = NULL;
-        if (result->items[i].status.err != 0)
+        if (result->items[i].status.err != 0 || sessions[i] == NULL)
             continue;
         sessions[i]->pub.handle = result->items[i].handle;
         sessions[i]->pub.epoch = result->items[i].epoch;
