@@ -38,6 +38,12 @@ struct load {
 static void load_free(struct load *load)
 {
     struct kvd_service *service = load->cold->service;
+    struct kvd_session_cold *sc = &load->session->cold;
+
+    if (load->block == NULL && sc->doomed_tail == load->get.record && sc->doomed_tail != NULL) {
+        load->cold->tier->ops->forget(load->cold->tier, sc->doomed_tail);
+        sc->doomed_tail = NULL;
+    }
 
     for (uint32_t i = 0; i < load->page_count; i++) {
         kvd_page_unref(&service->pages, load->pages[i]);
@@ -422,24 +428,36 @@ static void tail_install(struct load *load)
         }
     }
     session->cold.is_tail_cold = false;
-    session->cold.is_tail_loading = false;
+}
+
+/* False when the session was dropped or exchanged meanwhile, or is about to be. */
+static bool is_tail_wanted(const struct load *load)
+{
+    return load->session->cold.tail_rec == load->get.record;
+}
+
+static void tail_end(struct load *load)
+{
+    struct kvd_cold_sessions *cold = load->cold;
+
+    load->session->cold.is_tail_loading = false;
+    cold->loads--;
+    load_free(load);
+    kvd_cold_kick_waiting(cold);
 }
 
 static void tail_body_cb(struct kvd_cold_get *get, int err)
 {
     struct load *load = (struct load *)(void *)get;
-    struct kvd_cold_sessions *cold = load->cold;
 
-    if (err != 0) {
+    if (err != 0 && is_tail_wanted(load)) {
         load_fail(load, err);
         return;
     }
-    if (load->session->cold.is_tail_cold) {
+    if (load->session->cold.is_tail_cold && is_tail_wanted(load)) {
         tail_install(load);
     }
-    cold->loads--;
-    load_free(load);
-    kvd_cold_kick_waiting(cold);
+    tail_end(load);
 }
 
 static int tail_pages_take(struct load *load)
@@ -479,6 +497,10 @@ static void tail_head_cb(struct kvd_cold_get *get, int err)
 {
     struct load *load = (struct load *)(void *)get;
 
+    if (!is_tail_wanted(load)) {
+        tail_end(load);
+        return;
+    }
     err = err != 0 ? err : tail_head_read(load);
     err = err != 0 ? err : body_get(load, tail_body_cb);
     if (err != 0) {
@@ -534,8 +556,11 @@ static bool block_want(struct kvd_session *session, uint32_t block_idx)
     if (block->state == KVD_BLOCK_COLD && cold->loads < LOADS_MAX) {
         if (block->cold != NULL) {
             err = block_load(session, block_idx, block);
-        } else if (!session->cold.is_tail_loading) {
+        } else if (session->cold.tail_rec != NULL && !session->cold.is_tail_loading) {
             err = tail_load(session);
+        } else if (session->cold.tail_rec == NULL && !session->cold.is_buried) {
+            tail_lost(session); /* what it was written for is another session now */
+            return false;
         }
     }
     return err == 0;

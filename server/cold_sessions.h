@@ -38,6 +38,7 @@ struct kvd_session_cold {
     struct kvd_cold_record *session_rec; /* owned */
     struct kvd_cold_record *map_rec;     /* owned: the newest */
     struct kvd_cold_record *tail_rec;    /* owned: goes with the map */
+    struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
     uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
     struct kvd_cold_id tail_id; /* of tail_rec */
     uint32_t next_block;        /* all before it are stored, or on their way */
@@ -56,6 +57,7 @@ struct kvd_session_cold {
 };
 
 TAILQ_HEAD(kvd_cold_session_list, kvd_session);
+STAILQ_HEAD(kvd_spill_list, kvd_spill_put);
 
 struct kvd_cold_sessions {
     struct kvd_service *service; /* borrowed */
@@ -64,6 +66,8 @@ struct kvd_cold_sessions {
     struct kvd_timer *timer;              /* owned: write-behind, maps */
     struct kvd_cold_session_list dirty;   /* each with a reference */
     struct kvd_cold_session_list waiting; /* each with a reference */
+    struct kvd_spill_list retries;        /* owned: tombstones that failed; counted in puts */
+    uint64_t retry_ns;                    /* when they are put again */
     uint64_t id_prefix;                   /* random: of this run */
     uint64_t id_last;
     uint8_t shape_is_put[KVARN_SHAPES_MAX / 8 + 1];

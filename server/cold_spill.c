@@ -28,7 +28,7 @@ struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold)
     return (struct kvd_cold_id){.hi = cold->id_prefix, .lo = ++cold->id_last};
 }
 
-static void arm(struct kvd_cold_sessions *cold, uint64_t ms)
+void kvd_spill_arm(struct kvd_cold_sessions *cold, uint64_t ms)
 {
     struct kvd_io *io = cold->service->io;
 
@@ -110,7 +110,7 @@ void kvd_spill_end(struct kvd_spill_put *spill)
     KVARN_ASSERT(cold->puts > 0);
     cold->puts--;
     kvd_spill_free(spill);
-    arm(cold, cold->is_flushing ? 0 : SPILL_MS);
+    kvd_spill_arm(cold, cold->is_flushing ? 0 : SPILL_MS);
 }
 
 /* Shapes and sessions. */
@@ -683,7 +683,7 @@ static void flush_pump(struct kvd_cold_sessions *cold)
         cold->is_closing = true;
         cold->tier->ops->close(cold->tier, closed_cb, cold);
     } else if (session != NULL && cold->puts == 0) {
-        arm(cold, 0); /* nothing of ours is on its way that would come back to it */
+        kvd_spill_arm(cold, 0); /* nothing of ours is on its way that would come back to it */
     }
 }
 
@@ -693,7 +693,7 @@ void kvd_cold_flush(struct kvd_cold_sessions *cold, void (*flushed_cb)(void *ctx
     cold->is_flushing = true;
     cold->flushed_cb = flushed_cb;
     cold->flushed_ctx = ctx;
-    arm(cold, 0);
+    kvd_spill_arm(cold, 0);
 }
 
 /* What drives it. */
@@ -705,6 +705,7 @@ void kvd_cold_timer_cb(void *ctx)
     struct kvd_session *session;
 
     cold->is_armed = false;
+    kvd_tombstones_retry(cold);
     while ((session = TAILQ_FIRST(&cold->dirty)) != NULL) {
         TAILQ_REMOVE(&cold->dirty, session, cold.dirty_link);
         if (!cold->is_flushing && session_spill(session)) {
@@ -718,7 +719,7 @@ void kvd_cold_timer_cb(void *ctx)
     if (cold->is_flushing) {
         flush_pump(cold);
     } else if (!TAILQ_EMPTY(&cold->dirty)) {
-        arm(cold, SPILL_MS);
+        kvd_spill_arm(cold, SPILL_MS);
     }
 }
 
@@ -756,5 +757,5 @@ void kvd_cold_note(struct kvd_session *session)
     session->cold.is_dirty = true;
     kvd_session_ref(session); /* not within the macro, which names its argument four times */
     TAILQ_INSERT_TAIL(&cold->dirty, session, cold.dirty_link);
-    arm(cold, SPILL_MS);
+    kvd_spill_arm(cold, SPILL_MS);
 }

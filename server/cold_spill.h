@@ -13,6 +13,7 @@
 /* A put that owns what it needs, whatever it is of. */
 struct kvd_spill_put {
     struct kvd_cold_put put; /* first */
+    STAILQ_ENTRY(kvd_spill_put) retry_link;
     struct kvd_cold_sessions *cold;
     struct kvd_session *session; /* ref; NULL: of no session any more */
     struct kvd_cold_copy *copy;  /* ref; of a page */
@@ -41,6 +42,12 @@ int kvd_spill_start(struct kvd_spill_put *spill) KVARN_MUST_CHECK;
 
 /* A put is done: free it, and go on. */
 void kvd_spill_end(struct kvd_spill_put *spill);
+
+/* Have kvd_cold_timer_cb() run in `ms`, or sooner; 0: at the end of this turn. */
+void kvd_spill_arm(struct kvd_cold_sessions *cold, uint64_t ms);
+
+/* Put tombstones again that failed a while ago and that nobody waits for. */
+void kvd_tombstones_retry(struct kvd_cold_sessions *cold);
 
 /* Give a record up; NULL ok. */
 void kvd_spill_forget(struct kvd_cold_sessions *cold, struct kvd_cold_record *record);

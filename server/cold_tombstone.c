@@ -9,6 +9,62 @@
 #include "server/log.h"
 #include "server/service.h"
 
+/* What failed is not put again before this: disks that are full stay so for a while. */
+#define RETRY_MS 1000
+
+/* A record that a load may be reading is given up when that has ended. */
+static void victim_forget(struct kvd_spill_put *spill, unsigned i)
+{
+    bool is_tail = i == 2 && spill->session != NULL;
+
+    if (is_tail && spill->session->cold.is_tail_loading && spill->victims[i] != NULL) {
+        spill->session->cold.doomed_tail = spill->victims[i];
+    } else {
+        kvd_spill_forget(spill->cold, spill->victims[i]);
+    }
+}
+
+/* Nobody waits: the dropped session must not come back all the same. */
+static void retry_later(struct kvd_spill_put *spill, int err)
+{
+    struct kvd_cold_sessions *cold = spill->cold;
+
+    kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));
+    if (cold->is_flushing) {
+        kvd_spill_end(spill); /* the last chance was this one */
+        return;
+    }
+    if (STAILQ_EMPTY(&cold->retries)) {
+        struct kvd_io *io = cold->service->io;
+        cold->retry_ns = io->ops->now_ns(io) + RETRY_MS * UINT64_C(1000000);
+        kvd_spill_arm(cold, RETRY_MS);
+    }
+    STAILQ_INSERT_TAIL(&cold->retries, spill, retry_link);
+}
+
+void kvd_tombstones_retry(struct kvd_cold_sessions *cold)
+{
+    struct kvd_spill_list due = STAILQ_HEAD_INITIALIZER(due);
+    struct kvd_io *io = cold->service->io;
+    struct kvd_spill_put *spill;
+
+    if (STAILQ_EMPTY(&cold->retries)) {
+        return;
+    }
+    if (!cold->is_flushing && io->ops->now_ns(io) < cold->retry_ns) {
+        kvd_spill_arm(cold, RETRY_MS);
+        return;
+    }
+    STAILQ_CONCAT(&due, &cold->retries);
+    while ((spill = STAILQ_FIRST(&due)) != NULL) {
+        STAILQ_REMOVE_HEAD(&due, retry_link);
+        int err = cold->tier->ops->put(cold->tier, &spill->put);
+        if (err != 0) {
+            retry_later(spill, err);
+        }
+    }
+}
+
 static void tomb_done(struct kvd_cold_put *put, int err)
 {
     struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
@@ -17,7 +73,7 @@ static void tomb_done(struct kvd_cold_put *put, int err)
     void *ctx = spill->ctx;
 
     for (unsigned i = 0; i < 3 && err == 0; i++) {
-        kvd_spill_forget(spill->cold, spill->victims[i]);
+        victim_forget(spill, i);
     }
     if (err != 0 && done != NULL) {
         /* The caller hears of it, and the session goes on as it was. */
@@ -26,17 +82,15 @@ static void tomb_done(struct kvd_cold_put *put, int err)
         session->cold.map_rec = spill->victims[1];
         session->cold.tail_rec = spill->victims[2];
     } else if (err != 0) {
-        /* Nobody waits: the dropped session must not come back all the same. */
-        kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));
-        err = spill->cold->tier->ops->put(spill->cold->tier, &spill->put);
-        if (err == 0) {
-            return;
-        }
+        retry_later(spill, err);
+        return;
     }
+    struct kvd_cold_sessions *cold = spill->cold;
     kvd_spill_end(spill);
     if (done != NULL) {
         done(ctx, err);
     }
+    kvd_cold_kick_waiting(cold); /* what met the tail meanwhile */
 }
 
 int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx)
