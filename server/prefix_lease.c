@@ -99,7 +99,10 @@ struct kvd_prefix_lease *kvd_prefix_lease_find(
 
 void kvd_prefix_lease_table_fini(struct kvd_prefix_lease_table *table)
 {
-    while (!LIST_EMPTY(&table->list)) {
-        kvd_prefix_lease_destroy(LIST_FIRST(&table->list));
+    struct kvd_prefix_lease *lease, *next;
+
+    LIST_FOREACH_SAFE(lease, &table->list, link, next)
+    {
+        kvd_prefix_lease_destroy(lease);
     }
 }

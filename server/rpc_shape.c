@@ -210,6 +210,7 @@ static void register_reply(
     Kvarnd__RegisterShapeReply reply = KVARND__REGISTER_SHAPE_REPLY__INIT;
     Kvarnd__Status status = KVARND__STATUS__INIT;
 
+    KVARN_ASSERT(shape != NULL);
     reply.status = &status;
     reply.has_shape_id = 1;
     reply.shape_id = shape->id;
@@ -329,6 +330,7 @@ static int import_reserve(
     const Kvarnd__RegisterShape *message = register_message(call->request);
     const uint64_t *counts = message->metric_counts;
 
+    KVARN_ASSERT(shape != NULL);
     for (uint32_t i = 0; i < message->metric_layer_count; i++) {
         const struct kvd_layer_shape *ls = &shape->layers[message->metric_layer_first + i];
         if (counts[0] > 0) {
