@@ -110,7 +110,7 @@ def test_pages_by_class(conn):
     """Two layers, group 64: a sink page, tiles for what is sealed, a tail page."""
     session = Session(conn, SHAPE, encoder="reference")
     session.append([rows(200), rows(200)], 0)
-    session.read(0, 200)  # waits for the seals
+    session.read(0, 200, layers=2)  # waits for the seals
     counters = conn.stats()[1]
     half_page, record = 2 * 64 * 128 * 2, SHAPE.record_bytes(0)
     tile_page = 2 * (-(-record // 64) * 64)

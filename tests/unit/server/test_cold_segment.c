@@ -72,8 +72,8 @@ static void test_p18_folder_in_use_is_refused(void **state)
     start(&rig, disk);
     kvt_cold_start(&other, disk, &options, 2);
     assert_int_equal(other.err, KVARN_ECONFLICT);
-    other.io->ops->destroy(other.io);
     kvd_workers_destroy(other.workers);
+    other.io->ops->destroy(other.io);
     kvt_cold_stop(&rig);
     kvd_fake_disk_destroy(disk);
 }
