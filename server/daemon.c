@@ -20,9 +20,9 @@
 #include <unistd.h>
 
 #include "lib/base/assert.h"
-#include "server/conn.h"
-#include "server/log.h"
-#include "server/sd_notify.h"
+#include "server/base/log.h"
+#include "server/base/sd_notify.h"
+#include "server/conn/conn.h"
 #include "server/service.h"
 
 /* How often a drain looks whether it is over. */

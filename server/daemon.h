@@ -7,7 +7,7 @@
 #ifndef KVD_DAEMON_H
 #define KVD_DAEMON_H
 
-#include "server/config.h"
+#include "server/config/config.h"
 
 /*
  * Run until SIGTERM or SIGINT: first signal drains (no new requests, what is in flight finishes

@@ -10,9 +10,9 @@
 #include "kvarn/cpu.h"
 #include "kvarn/version.h"
 #include "lib/base/assert.h"
-#include "server/config.h"
+#include "server/base/log.h"
+#include "server/config/config.h"
 #include "server/daemon.h"
-#include "server/log.h"
 
 #define EXIT_RUN   1
 #define EXIT_USAGE 2

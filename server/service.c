@@ -12,7 +12,7 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/xxh3.h"
-#include "server/conn.h"
+#include "server/conn/conn.h"
 
 #define NS_PER_MS 1000000
 

@@ -10,21 +10,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "server/budget.h"
-#include "server/chunk_source.h"
-#include "server/cold_sessions.h"
-#include "server/compact.h"
-#include "server/config.h"
-#include "server/evict.h"
-#include "server/io.h"
-#include "server/lifetime.h"
-#include "server/metric_store.h"
-#include "server/metrics.h"
-#include "server/page_store.h"
-#include "server/prefix_index.h"
-#include "server/session_table.h"
-#include "server/shape.h"
-#include "server/workers.h"
+#include "server/append/metric_store.h"
+#include "server/base/budget.h"
+#include "server/base/metrics.h"
+#include "server/cold/cold_sessions.h"
+#include "server/config/config.h"
+#include "server/evict/evict.h"
+#include "server/io/io.h"
+#include "server/io/workers.h"
+#include "server/prefix/prefix_index.h"
+#include "server/session/lifetime.h"
+#include "server/session/session_table.h"
+#include "server/session/shape.h"
+#include "server/store/chunk_source.h"
+#include "server/store/compact.h"
+#include "server/store/page_store.h"
 
 /* The tenant of every principal until authentication comes; part of every identity from the start.
  */
@@ -66,7 +66,7 @@ struct kvd_service {
 /*
  * Build everything but listeners on an io. Returns 0 or KVARN_E...; `service` is zeroed first.
  * Tests may set KVARND_TEST_JITTER_US and KVARND_TEST_JITTER_SEED in the environment: completions
- * of jobs are then delayed at random (server/workers.h).
+ * of jobs are then delayed at random (server/io/workers.h).
  */
 int kvd_service_init(struct kvd_service *service, const struct kvd_config *config,
     struct kvd_io *io) KVARN_MUST_CHECK;

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "server/cold_segment.h"
+#include "server/cold/cold_segment.h"
 #include "tests/bench/bench.h"
 
 #define BLOCK_PAGES   32u /* layers */

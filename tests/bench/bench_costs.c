@@ -1,5 +1,5 @@
 /*
- * kvarn-bench costs: the figures of server/kernel_cost.c, by which the loop decides what it
+ * kvarn-bench costs: the figures of server/base/kernel_cost.c, by which the loop decides what it
  * computes itself, measured beside them.
  *
  * head_dim 128, group 128. Walks are over 1,024 tokens for 1 and for 8 query heads: what differs is
@@ -12,7 +12,7 @@
 
 #include "kvarn/attention.h"
 #include "kvarn/cpu.h"
-#include "server/kernel_cost.h"
+#include "server/base/kernel_cost.h"
 #include "tests/bench/bench.h"
 #include "tests/support/tiles.h"
 
@@ -232,7 +232,7 @@ static void cost_row(
 {
     char note[48];
 
-    (void)snprintf(note, sizeof(note), "server/kernel_cost.c: %u", listed_ps);
+    (void)snprintf(note, sizeof(note), "server/base/kernel_cost.c: %u", listed_ps);
     kvb_report_row(report, &(struct kvb_row){.what = what,
                                .variant = level,
                                .params = "D128 k2v2 cold",

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "lib/base/assert.h"
-#include "server/evict_policy.h"
+#include "server/evict/evict_policy.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/trace.h"
 

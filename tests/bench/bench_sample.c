@@ -15,8 +15,8 @@
 
 #include "kvarn/attention.h"
 #include "kvarn/cpu.h"
-#include "server/metric_sample.h"
-#include "server/shape.h"
+#include "server/append/metric_sample.h"
+#include "server/session/shape.h"
 #include "tests/bench/bench.h"
 #include "tests/support/tiles.h"
 

@@ -13,7 +13,7 @@
 #include <time.h>
 
 #include "lib/base/assert.h"
-#include "server/session_blocks.h"
+#include "server/session/session_blocks.h"
 #include "tests/bench/bench.h"
 #include "tests/support/session_rig.h"
 

@@ -15,7 +15,7 @@
 
 #include "kvarn/client.h"
 #include "lib/base/assert.h"
-#include "server/config.h"
+#include "server/config/config.h"
 #include "tests/bench/bench.h"
 #include "tests/support/rng.h"
 

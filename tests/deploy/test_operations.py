@@ -37,7 +37,7 @@ def test_every_option_is_there_with_its_default(manual, root, rows):
     socket = re.search(r'KVARN_DEFAULT_SOCKET "(.*)"',
                        (root / "lib" / "base" / "limits.h").read_text()).group(1)
     want = {}
-    for flag, default in rows("server/config.def", r'\w+, \w+, "([\w-]+)", (\S+), ".*"'):
+    for flag, default in rows("server/config/config.def", r'\w+, \w+, "([\w-]+)", (\S+), ".*"'):
         want["--" + flag] = socket if default == "KVARN_DEFAULT_SOCKET" else default.strip('"')
     assert {code(row[0]): code(row[1]) for row in table(manual, "option")} == want
 
@@ -52,7 +52,7 @@ def test_options_are_those_of_the_program(manual, build):
 def test_every_metric_is_there_with_its_meaning(manual, rows):
     got = {code(row[0]): (row[1], row[2]) for row in table(manual, "metric")}
     want = {name: (kind.lower(), text)
-            for name, kind, text in rows("server/metrics.def", r'(\w+), (\w+), "(.*)"')}
+            for name, kind, text in rows("server/base/metrics.def", r'(\w+), (\w+), "(.*)"')}
     assert list(got) == list(want)
     for name, (kind, text) in want.items():
         assert got[name][0] == kind, name
@@ -61,7 +61,7 @@ def test_every_metric_is_there_with_its_meaning(manual, rows):
 
 def test_every_event_is_there_with_its_level(manual, root):
     want = set()
-    for path in (root / "server").glob("*.c"):
+    for path in (root / "server").rglob("*.c"):
         want |= {(event, level.lower()) for level, event in
                  re.findall(r'kvd_log\(\s*KVD_LOG_(\w+),\s*"(\w+)"', path.read_text())}
     assert len(want) > 5

@@ -14,8 +14,8 @@
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "proto/wire_error.h"
-#include "server/append.h"
-#include "server/rpc.h"
+#include "server/append/append.h"
+#include "server/rpc/rpc.h"
 
 /* What an append is charged besides its payload: units of the smallest rows, 16 bytes, add up. */
 #define STAGING_FIXED    4096

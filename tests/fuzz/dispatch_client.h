@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "server/conn.h"
+#include "server/conn/conn.h"
 #include "tests/fuzz/dispatch_message.h"
 #include "tests/support/frame_parts.h"
 #include "tests/support/wire_peer.h"

@@ -9,7 +9,7 @@
 
 #include <protobuf-c/protobuf-c.h>
 
-#include "server/session.h"
+#include "server/session/session.h"
 #include "tests/fuzz/fuzz_input.h"
 
 #define DISPATCH_HANDLES_MAX 8

@@ -18,9 +18,9 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
-#include "server/append.h"
-#include "server/log.h"
-#include "server/rpc.h"
+#include "server/append/append.h"
+#include "server/base/log.h"
+#include "server/rpc/rpc.h"
 #include "tests/fuzz/dispatch_client.h"
 #include "tests/fuzz/fuzz_target.h"
 

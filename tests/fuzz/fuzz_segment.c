@@ -10,7 +10,7 @@
 #include <xxhash.h>
 
 #include "lib/base/assert.h"
-#include "server/cold_segment_scan.h"
+#include "server/cold/cold_segment_scan.h"
 #include "tests/fuzz/fuzz_target.h"
 
 /* Larger inputs find nothing that smaller ones do not. */

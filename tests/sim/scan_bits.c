@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "lib/base/assert.h"
-#include "server/cold_segment_scan.h"
+#include "server/cold/cold_segment_scan.h"
 #include "tests/support/cold_rig.h"
 
 #define SEGMENT_BYTES 65536

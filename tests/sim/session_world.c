@@ -11,8 +11,8 @@
 
 #include <cmocka.h>
 
-#include "server/session_blocks.h"
-#include "server/session_evict.h"
+#include "server/evict/session_evict.h"
+#include "server/session/session_blocks.h"
 #include "tests/support/tiles.h"
 
 static const struct kvd_layer_group bare_groups[] = {

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "lib/base/assert.h"
-#include "server/session_evict.h"
+#include "server/evict/session_evict.h"
 #include "tests/sim/session_world.h"
 #include "tests/support/tiles.h"
 

@@ -7,7 +7,7 @@
 #ifndef TESTS_COLD_RIG_H
 #define TESTS_COLD_RIG_H
 
-#include "server/cold_segment.h"
+#include "server/cold/cold_segment.h"
 #include "tests/support/io_fake.h"
 
 struct kvt_cold_rig {

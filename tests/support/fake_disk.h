@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "server/file_op.h"
+#include "server/io/file_op.h"
 
 #define KVD_FAKE_BLOCK 4096
 

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "server/io.h"
+#include "server/io/io.h"
 #include "tests/support/fake_disk.h"
 
 struct kvd_io_fake;

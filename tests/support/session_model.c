@@ -8,7 +8,7 @@
 #include <xxhash.h>
 
 #include "lib/base/assert.h"
-#include "server/session_blocks.h"
+#include "server/session/session_blocks.h"
 #include "tests/support/attention_f64.h"
 #include "tests/support/tiles.h"
 

@@ -8,7 +8,7 @@
 #include <stddef.h>
 
 #include "server/service.h"
-#include "server/session.h"
+#include "server/session/session.h"
 
 struct kvt_refs {
     struct kvt_ref *refs; /* owned */

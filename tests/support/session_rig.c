@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "server/session_blocks.h"
+#include "server/session/session_blocks.h"
 #include "tests/support/session_rig.h"
 #include "tests/support/tiles.h"
 

@@ -11,13 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "server/append.h"
-#include "server/attend.h"
-#include "server/config.h"
-#include "server/fork.h"
-#include "server/reorder.h"
+#include "server/append/append.h"
+#include "server/config/config.h"
+#include "server/read/attend.h"
 #include "server/service.h"
-#include "server/truncate.h"
+#include "server/session/fork.h"
+#include "server/session/reorder.h"
+#include "server/session/truncate.h"
 #include "tests/support/io_fake.h"
 
 /* A chunk source that asks another one, or says no. */

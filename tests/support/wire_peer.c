@@ -7,7 +7,7 @@
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "proto/wire_error.h"
-#include "server/conn.h"
+#include "server/conn/conn.h"
 #include "tests/support/frame_parts.h"
 
 #define SETTLE_MS_MAX 60000

@@ -14,7 +14,7 @@
 #include "kvarnd.pb-c.h"
 #include "proto/frame.h"
 #include "proto/wire_alloc.h"
-#include "server/config.h"
+#include "server/config/config.h"
 #include "server/service.h"
 #include "tests/support/io_fake.h"
 

@@ -34,7 +34,7 @@ INTRINSICS = re.compile(r"(\w*mmintrin|x86intrin|immintrin|x86gprintrin|cpuid|ar
 KERNEL_ROOM = re.compile(r"lib/kernels/\w+/")
 CPU_DETECTION = "lib/kernels/cpu.c"
 RIVALS = re.compile(r"tests/bench/rivals_\w+\.c")
-UV_OWNERS = ("server/io_uv.c", "client/src/loop_uv.c")
+UV_OWNERS = ("server/io/io_uv.c", "client/src/loop_uv.c")
 UV_CALL = re.compile(r"\b(uv_\w+)\s*\(")
 
 

@@ -503,7 +503,7 @@ struct kvarn_op_stats {
     uint64_t latency_us_p50, latency_us_p99, latency_us_max;
 };
 struct kvarn_counter {
-    const char *name; /* server/metrics.def has names and meaning */
+    const char *name; /* server/base/metrics.def has names and meaning */
     uint64_t value;
 };
 struct kvarn_stats_result {

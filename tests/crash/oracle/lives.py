@@ -21,7 +21,7 @@ def has_option(option):
 def kill_points():
     """Names of all kill points in the daemon's sources."""
     names = set()
-    for path in (ROOT / "server").glob("*.c"):
+    for path in (ROOT / "server").rglob("*.c"):
         names |= set(re.findall(r'kvd_kill_point\("(\w+)"\)', path.read_text()))
     return sorted(names)
 

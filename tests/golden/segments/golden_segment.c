@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "lib/base/assert.h"
-#include "server/cold_segment_format.h"
+#include "server/cold/cold_segment_format.h"
 #include "tests/support/cold_rig.h"
 
 #define FILE_BYTES_MAX 65536

@@ -1,0 +1,650 @@
+/*
+ * Storing tokens: the life of an append, from its turn to its commit.
+ *
+ * Owner: the request that appends. Thread: loop; append_job_run() on a worker, which reads staging
+ * and writes rows above the length, or tile pages not yet sealed: memory that no reader looks at.
+ */
+#include "server/append/append.h"
+
+#include "lib/base/xxh3.h"
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "lib/base/assert.h"
+#include "server/append/append_plan.h"
+#include "server/base/cache_line.h"
+#include "server/base/kernel_cost.h"
+#include "server/evict/session_evict.h"
+#include "server/service.h"
+#include "server/session/session_blocks.h"
+
+/* Payload per job: large enough that the 50 us of a wake-up do not count. */
+#define JOB_BYTES_MIN (256 * 1024)
+
+/* SEMANTICS.md 18. */
+#define INLINE_BYTES_MAX (64 * 1024)
+#define INLINE_NS_MAX    30000
+
+struct append_job {
+    struct kvd_job job; /* first: the worker's handle */
+    struct kvd_append *append;
+    uint32_t unit_first, unit_last;
+    struct kvd_append_fault fault;
+};
+
+struct kvd_append {
+    struct kvd_session_op op; /* first: the queue's handle */
+    struct kvd_service *service;
+    struct kvd_session *session; /* ref */
+    uint64_t epoch;
+    uint64_t hash;           /* of payload and meaning; of the meaning alone while unhashed */
+    const uint8_t *unhashed; /* borrowed: payload that the first job hashes; NULL: it is done */
+    size_t unhashed_bytes;
+    bool is_batched;
+    bool is_probing; /* layers pending only to learn whether this is a retry */
+    uint64_t deadline_ns;
+    void *ctx;
+    void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
+    void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
+    int cancel_err;
+    size_t charged_bytes;
+    struct kvd_prefix_note prefix_note;
+    struct kvd_append_plan plan;
+    struct kvd_slice slice;     /* listed while blocks are being reserved over several turns */
+    struct kvd_seal_list seals; /* owned: for what the commit makes due */
+    struct append_job *jobs;    /* within this allocation */
+    uint32_t job_room;
+    uint32_t job_count;
+    uint32_t jobs_left;
+};
+
+size_t kvd_append_inline_bytes_max(void)
+{
+    /* Of halves, which have most values a byte. */
+    size_t bytes = (size_t)INLINE_NS_MAX * 1000 / kvd_kernel_cost()->append_ps * sizeof(uint16_t);
+
+    return bytes < INLINE_BYTES_MAX ? bytes : INLINE_BYTES_MAX;
+}
+
+static void append_destroy(struct kvd_append *append)
+{
+    struct kvd_service *service = append->service;
+    size_t charged_bytes = append->charged_bytes;
+
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        kvd_page_unref(&service->pages, append->plan.units[i].copied);
+    }
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        kvd_metric_sum_unref(append->plan.layers[i].metric);
+    }
+    kvd_seal_list_fini(&append->seals);
+    kvd_session_unref(append->session);
+    free(append);
+    kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, charged_bytes);
+}
+
+/* Tell the owner and free. */
+static void append_finish(struct kvd_append *append, const struct kvd_failure *why, bool is_repeat)
+{
+    append->done_cb(append->ctx, why, is_repeat);
+    append_destroy(append);
+}
+
+/* Nothing was stored: the block table becomes what it was before append_place(). */
+static void append_unplace(struct kvd_append *append)
+{
+    for (uint32_t i = append->plan.unit_count; i > 0; i--) {
+        kvd_append_unit_unplace(&append->plan.units[i - 1], append->session);
+    }
+    kvd_session_trim(append->session);
+}
+
+/* Give the layers back without a trace. */
+static void append_abort(struct kvd_append *append, const struct kvd_failure *why)
+{
+    struct kvd_session *session = append->session;
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
+        ly->pending_length = ly->length;
+        ly->pending--;
+    }
+    append_unplace(append);
+    kvd_session_ref(session);
+    append_finish(append, why, false);
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+static void layer_commit(struct kvd_append *append, const struct kvd_append_layer *al)
+{
+    struct kvd_session *session = append->session;
+    struct kvd_layer *ly = &session->layers[al->layer];
+
+    for (uint32_t b = al->records.first; b < al->records.last; b++) {
+        kvd_session_drop_rows(session, al->layer, b);
+        session->pages_by_encoder[KVARN_ENCODER_DEFAULT]++;
+    }
+    KVARN_ASSERT(ly->pending > 0);
+    ly->pending--;
+    kvd_seal_due(session, al->layer, al->records, &append->seals, al->metric);
+}
+
+static void lengths_commit(struct kvd_append *append)
+{
+    struct kvd_session *session = append->session;
+    struct kvd_metrics *metrics = &append->service->metrics;
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        struct kvd_layer *ly = &session->layers[al->layer];
+        ly->length = al->start + al->token_count;
+        KVARN_ASSERT(ly->length == ly->pending_length);
+        ly->last_start = al->start;
+        ly->last_count = al->token_count;
+        ly->last_hash = append->hash;
+        kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
+    }
+    kvd_lifetime_touch(session);
+    kvd_prefix_note(session, &append->prefix_note);
+}
+
+/* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
+static void append_commit(struct kvd_append *append)
+{
+    struct kvd_session *session = append->session;
+    uint32_t sealed_before = session->layers[append->plan.layers[0].layer].sealed_blocks;
+    struct kvd_failure none = {0};
+
+    KVARN_ASSERT(append->unhashed == NULL);
+    lengths_commit(append);
+    if (append->committed_cb != NULL) {
+        append->committed_cb(append->ctx, sealed_before);
+    }
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        kvd_append_unit_commit(&append->plan.units[i], session);
+    }
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        layer_commit(append, &append->plan.layers[i]);
+    }
+    kvd_prefix_advance(session);
+    kvd_session_ref(session);
+    append_finish(append, &none, false);
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+/* Nothing is stored for a session that was dropped, or too late, or against its owner's wish. */
+static int append_check_wanted(const struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_io *io = append->service->io;
+
+    if (append->session->is_dropped) {
+        return kvd_fail(why, KVARN_ENOT_FOUND, "the session was dropped");
+    }
+    if (append->cancel_err != 0) {
+        return kvd_fail(why, append->cancel_err, "nothing was stored");
+    }
+    if (append->deadline_ns != 0 && io->ops->now_ns(io) > append->deadline_ns) {
+        return kvd_fail(why, KVARN_EDEADLINE, "nothing was stored");
+    }
+    return 0;
+}
+
+/* All units have been converted: commit, unless one had a fault or the append came too late. */
+static void append_conclude(struct kvd_append *append)
+{
+    struct kvd_failure why = {0};
+
+    for (uint32_t i = 0; i < append->job_count; i++) {
+        if (append->jobs[i].fault.err != 0) {
+            kvd_append_fault_describe(&append->jobs[i].fault, &why);
+            append_abort(append, &why);
+            return;
+        }
+    }
+    if (append_check_wanted(append, &why) != 0) {
+        append_abort(append, &why);
+        return;
+    }
+    append_commit(append);
+}
+
+/* Is this the last append of each of its layers, sent again, but for the hash? (SEMANTICS.md 9) */
+static bool append_may_repeat(const struct kvd_append *append)
+{
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        const struct kvd_layer *ly = &append->session->layers[al->layer];
+        if (ly->last_count != al->token_count || ly->last_start != al->start ||
+            ly->length != al->start + al->token_count) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The same with the hash, which is known. */
+static bool append_is_repeat(const struct kvd_append *append)
+{
+    KVARN_ASSERT(append->unhashed == NULL);
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        if (append->session->layers[append->plan.layers[i].layer].last_hash != append->hash) {
+            return false;
+        }
+    }
+    return append_may_repeat(append);
+}
+
+static int append_check(struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_session *session = append->session;
+    int err = kvd_session_check_epoch(session, append->epoch, why);
+
+    if (err != 0) {
+        return err;
+    }
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        const struct kvd_layer *ly = &session->layers[al->layer];
+        if (ly->length != al->start) {
+            why->session = session;
+            why->layer_first = append->op.layer_first;
+            why->layer_count = append->op.layer_count;
+            return kvd_fail(why, KVARN_ECONFLICT,
+                "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
+                ly->length, al->start);
+        }
+    }
+    for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
+        err = kvd_session_check_tail(session, append->plan.layers[i].layer, why);
+    }
+    return err;
+}
+
+/* Stored before: what follows an append is done again (SEMANTICS.md 9). */
+static void append_finish_repeat(struct kvd_append *append)
+{
+    const struct kvd_session *session = append->session;
+    struct kvd_failure none = {0};
+
+    if (append->committed_cb != NULL) {
+        append->committed_cb(
+            append->ctx, session->layers[append->plan.layers[0].layer].sealed_blocks);
+    }
+    append_finish(append, &none, true);
+}
+
+/* The payload is hashed: it was a retry, or it is in conflict. */
+static void append_probe_conclude(struct kvd_append *append)
+{
+    struct kvd_session *session = kvd_session_ref(append->session);
+    struct kvd_failure why = {0};
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
+        KVARN_ASSERT(ly->pending > 0);
+        ly->pending--;
+    }
+    if (append_check(append, &why) == KVARN_ECONFLICT && append_is_repeat(append)) {
+        append_finish_repeat(append);
+    } else {
+        append_finish(append, &why, false);
+    }
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+/* The hash that the session keeps: of what gives the payload its meaning, and of the payload. */
+static uint64_t hash_join(uint64_t meaning, uint64_t payload_hash)
+{
+    return XXH3_64bits_withSeed(&payload_hash, sizeof(payload_hash), meaning);
+}
+
+static void append_job_run(struct kvd_job *job, void *scratch)
+{
+    struct append_job *aj = (struct append_job *)(void *)job;
+    struct kvd_append *append = aj->append;
+    (void)scratch;
+
+    if (aj == append->jobs && append->unhashed != NULL) {
+        uint64_t payload_hash = XXH3_64bits(append->unhashed, append->unhashed_bytes);
+        append->hash = hash_join(append->hash, payload_hash);
+        append->unhashed = NULL;
+    }
+    for (uint32_t i = aj->unit_first; i < aj->unit_last && aj->fault.err == 0; i++) {
+        kvd_append_unit_run(&append->plan.units[i], &aj->fault);
+    }
+}
+
+static void append_job_done(struct kvd_job *job)
+{
+    struct kvd_append *append = ((struct append_job *)(void *)job)->append;
+
+    KVARN_ASSERT(append->jobs_left > 0);
+    append->jobs_left--;
+    if (append->jobs_left == 0 && append->is_probing) {
+        append_probe_conclude(append);
+    } else if (append->jobs_left == 0) {
+        append_conclude(append);
+    }
+}
+
+/* Cut the units into jobs: each but the last has JOB_BYTES_MIN of payload or more. */
+static void append_cut(struct kvd_append *append, bool is_one_job)
+{
+    size_t bytes = 0;
+
+    append->job_count = 0;
+    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
+        if (append->job_count == 0 || (bytes >= JOB_BYTES_MIN && !is_one_job)) {
+            KVARN_ASSERT(append->job_count < append->job_room);
+            struct append_job *aj = &append->jobs[append->job_count++];
+            *aj = (struct append_job){.append = append, .unit_first = i};
+            aj->job.run = append_job_run;
+            aj->job.done = append_job_done;
+            bytes = 0;
+        }
+        append->jobs[append->job_count - 1].unit_last = i + 1;
+        bytes += append->plan.units[i].src_bytes;
+    }
+}
+
+static void append_run(struct kvd_append *append)
+{
+    bool is_inline = append->plan.src_bytes <= kvd_append_inline_bytes_max() && !append->is_batched;
+
+    append_cut(append, is_inline);
+    append->jobs_left = append->job_count;
+    if (is_inline) {
+        append_job_run(&append->jobs[0].job, NULL);
+        append_conclude(append);
+        return;
+    }
+    for (uint32_t i = 0, n = append->job_count; i < n; i++) {
+        kvd_workers_submit(append->service->workers, &append->jobs[i].job);
+    }
+}
+
+/* The blocks that a layer needs: as the plan has them, or one more. */
+static uint64_t layer_blocks(const struct kvd_append *append, const struct kvd_append_layer *al)
+{
+    uint64_t group = append->session->shape->group;
+
+    return (al->start + al->token_count + group - 1) / group;
+}
+
+/*
+ * Rows of all layers for the block that the committed length has come to: so a decode step finds
+ * room at its first layer or not at all (SEMANTICS.md 5). A layer that runs ahead, as in a prefill
+ * layer by layer, takes rows for itself alone: the others would hold theirs unused until it is
+ * their turn, when its own are sealed and given back.
+ */
+static enum kvd_reserve next_reserve(const struct kvd_session *session)
+{
+    uint64_t next = kvd_session_length(session) / session->shape->group;
+
+    return kvd_session_block_count(session) <= next ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
+}
+
+/* Make the next block that is missing. Returns 1: none is; 0; or an error. */
+static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why)
+{
+    struct kvd_session *session = append->session;
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        if (kvd_session_block_count(session) < al->records.last) {
+            return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
+        }
+        if (kvd_session_block_count(session) < layer_blocks(append, al)) {
+            return kvd_session_add_block(session, next_reserve(session), why);
+        }
+    }
+    return 1;
+}
+
+/* Give every unit its page, and take the jobs of the seals that the commit will make due. */
+static int append_place(struct kvd_append *append, struct kvd_failure *why)
+{
+    int err = 0;
+
+    for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        err = kvd_seal_prepare(&append->seals, append->session, al->layer,
+            al->start + al->token_count, al->records, why);
+    }
+    for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
+        err = kvd_append_unit_place(&append->plan.units[i], append->session, why);
+    }
+    return err;
+}
+
+/* Reserve what is missing, as far as this turn has time, then convert. */
+static void append_reserve(struct kvd_append *append)
+{
+    struct kvd_slices *slices = &append->service->sessions.slices;
+    struct kvd_failure why = {0};
+    int err = append_check_wanted(append, &why);
+
+    while (err == 0) {
+        err = append_reserve_one(append, &why);
+        if (err == 0 && !kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &append->slice);
+            return;
+        }
+    }
+    if (err > 0) {
+        err = append_place(append, &why);
+    }
+    if (err != 0) {
+        append_abort(append, &why);
+        return;
+    }
+    append_run(append);
+}
+
+static void append_slice_run(struct kvd_slice *slice)
+{
+    append_reserve((void *)((uint8_t *)slice - offsetof(struct kvd_append, slice)));
+}
+
+/* It may be a retry: hash the payload on a worker while nobody else changes the layers. */
+static void append_probe(struct kvd_append *append)
+{
+    struct append_job *aj = &append->jobs[0];
+
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        append->session->layers[append->plan.layers[i].layer].pending++;
+    }
+    *aj = (struct append_job){.append = append}; /* no units: the hash alone */
+    aj->job.run = append_job_run;
+    aj->job.done = append_job_done;
+    append->is_probing = true;
+    append->jobs_left = 1;
+    kvd_workers_submit(append->service->workers, &aj->job);
+}
+
+static void append_admit_cb(struct kvd_session_op *op)
+{
+    struct kvd_append *append = (struct kvd_append *)(void *)op;
+    struct kvd_session *session = append->session;
+    struct kvd_failure why = {0};
+
+    int err = append_check(append, &why);
+    if (err == KVARN_ECONFLICT && append_may_repeat(append)) {
+        if (append->unhashed != NULL) {
+            append_probe(append);
+            return;
+        }
+        if (append_is_repeat(append)) {
+            append_finish_repeat(append);
+            return;
+        }
+    }
+    if (err != 0) {
+        append_finish(append, &why, false);
+        return;
+    }
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
+        ly->pending_length = append->plan.layers[i].start + append->plan.layers[i].token_count;
+        ly->pending++;
+    }
+    append_reserve(append);
+}
+
+/* Sizes of an append. */
+struct append_room {
+    uint32_t layers;
+    uint64_t units;
+    uint64_t src_bytes;
+};
+
+/*
+ * One allocation for all of it, charged with the payload; the plan is filled by the caller. Returns
+ * 0; KVARN_ENOMEM; or what `why` says about the budget.
+ */
+static int append_create(struct kvd_service *service, struct kvd_session *session,
+    const struct append_room *room, struct kvd_append **ret, struct kvd_failure *why)
+{
+    uint64_t job_room = room->src_bytes / JOB_BYTES_MIN + 1;
+    size_t head = kvd_round_64(sizeof(struct kvd_append));
+    size_t layers = kvd_round_64(room->layers * sizeof(struct kvd_append_layer));
+    size_t units = kvd_round_64(room->units * sizeof(struct kvd_append_unit));
+    size_t bytes = head + layers + units + kvd_round_64(job_room * sizeof(struct append_job));
+
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, bytes) != 0) {
+        return kvd_session_fail_space(service, bytes, why);
+    }
+    uint8_t *memory = calloc(1, bytes);
+    if (memory == NULL) {
+        kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, bytes);
+        return KVARN_ENOMEM;
+    }
+    struct kvd_append *append = (void *)memory;
+    append->op.admit_cb = append_admit_cb;
+    append->slice.run = append_slice_run;
+    append->service = service;
+    append->session = kvd_session_ref(session);
+    append->charged_bytes = bytes;
+    append->plan.layers = (void *)(memory + head);
+    append->plan.units = (void *)(memory + head + layers);
+    append->plan.src_bytes = room->src_bytes;
+    append->jobs = (void *)(memory + head + layers + units);
+    append->job_room = (uint32_t)job_room;
+    SLIST_INIT(&append->seals);
+    *ret = append;
+    return 0;
+}
+
+/* What the seals of this append will know of queries is what the daemon knows when it arrives. */
+static void append_pick_metrics(struct kvd_append *append)
+{
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_append_layer *al = &append->plan.layers[i];
+        al->metric = kvd_seal_pick_metric(append->session, al->layer);
+    }
+}
+
+int kvd_append_start(
+    struct kvd_service *service, const struct kvd_append_args *args, struct kvd_append **ret)
+{
+    struct append_room room = {.layers = args->layer_count,
+        .units = kvd_append_plan_units(args),
+        .src_bytes = kvd_append_payload_bytes(args->session->shape, args->layer_first,
+            args->layer_count, args->token_count, args->dtype)};
+    struct kvd_failure why = {0};
+    struct kvd_append *append = NULL;
+
+    int err = append_create(service, args->session, &room, &append, &why);
+    if (err == KVARN_ENOMEM) {
+        return err;
+    }
+    if (err != 0) {
+        args->done_cb(args->ctx, &why, false);
+        return 0;
+    }
+    KVARN_ASSERT(append != NULL);
+    kvd_append_plan_rows(&append->plan, args);
+    KVARN_ASSERT(append->plan.unit_count == room.units);
+    append_pick_metrics(append);
+    append->epoch = args->epoch;
+    append->hash = append->plan.meaning;
+    append->is_batched = args->is_batched;
+    if (args->is_batched) {
+        append->unhashed = args->payload;
+        append->unhashed_bytes = (size_t)room.src_bytes;
+    } else {
+        append->hash = hash_join(append->hash, args->payload_hash);
+    }
+    append->prefix_note = (struct kvd_prefix_note){.start = args->start,
+        .token_count = args->token_count,
+        .kind = args->prefix_kind,
+        .data = args->prefix_data};
+    append->deadline_ns = args->deadline_ns;
+    append->ctx = args->ctx;
+    append->committed_cb = args->committed_cb;
+    append->done_cb = args->done_cb;
+    append->op.layer_first = args->layer_first;
+    append->op.layer_count = args->layer_count;
+    append->op.needs_tail = !args->is_batched;
+    append->op.block_last = args->is_batched ? UINT32_MAX : 0; /* it attends to all there is */
+    if (ret != NULL) {
+        *ret = append;
+    }
+    kvd_session_enqueue(args->session, &append->op);
+    return 0;
+}
+
+void kvd_append_cancel(struct kvd_append *append, int err)
+{
+    KVARN_ASSERT(err != 0);
+    if (!append->op.is_queued) {
+        append->cancel_err = err;
+        return;
+    }
+    struct kvd_failure why = {0};
+    kvd_fail(&why, err, "nothing was stored");
+    kvd_session_op_cancel(&append->op);
+    append_finish(append, &why, false);
+}
+
+int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_tiles_args *args)
+{
+    const struct kvd_append_run *last = &args->runs[args->run_count - 1];
+    struct append_room room = {.layers = args->run_count, .units = kvd_append_plan_run_units(args)};
+    struct kvd_failure why = {0};
+    struct kvd_append *append = NULL;
+
+    KVARN_ASSERT(args->run_count > 0);
+    for (uint32_t i = 0; i < args->run_count; i++) {
+        room.src_bytes += kvd_append_run_bytes(args->session->shape, &args->runs[i]);
+    }
+    int err = append_create(service, args->session, &room, &append, &why);
+    if (err == KVARN_ENOMEM) {
+        return err;
+    }
+    if (err != 0) {
+        args->done_cb(args->ctx, &why, false);
+        return 0;
+    }
+    KVARN_ASSERT(append != NULL);
+    kvd_append_plan_runs(&append->plan, args);
+    KVARN_ASSERT(append->plan.unit_count == room.units);
+    append_pick_metrics(append);
+    append->epoch = args->epoch;
+    append->hash = hash_join(append->plan.meaning, args->payload_hash);
+    append->deadline_ns = args->deadline_ns;
+    append->ctx = args->ctx;
+    append->done_cb = args->done_cb;
+    append->op.layer_first = args->runs[0].layer;
+    append->op.layer_count = last->layer - append->op.layer_first + 1;
+    append->op.needs_tail = true;
+    if (args->ret_append != NULL) {
+        *args->ret_append = append;
+    }
+    kvd_session_enqueue(args->session, &append->op);
+    return 0;
+}

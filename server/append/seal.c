@@ -1,0 +1,238 @@
+/*
+ * Sealing: a full block's rows become tiles, on a worker.
+ *
+ * Owner: session. Thread: loop; seal_run() on a worker, which reads a full rows page that nobody
+ * writes any more and writes a tile page that nobody reads yet.
+ */
+#include "server/append/seal.h"
+
+#include "lib/base/xxh3.h"
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "lib/base/assert.h"
+#include "server/service.h"
+#include "server/session/session_blocks.h"
+
+struct kvd_seal {
+    struct kvd_job job;            /* first: the worker's handle */
+    SLIST_ENTRY(kvd_seal) link;    /* until it starts */
+    struct kvd_session *session;   /* ref */
+    struct kvd_page *rows;         /* ref */
+    struct kvd_page *tiles;        /* ref */
+    struct kvd_metric_sum *metric; /* ref; NULL: sealed without */
+    struct kvd_metric_wait wait;   /* for the metric's factors */
+    uint32_t layer;
+    uint32_t block_idx;
+    enum kvarn_encoder encoder;      /* asked for */
+    enum kvarn_encoder encoder_used; /* for K, by the head that fell back furthest */
+    uint64_t checksum;
+};
+
+static enum kvarn_encoder head_encode(const struct kvd_seal *seal, unsigned head, const float *k,
+    const float *v, void *tile, void *work)
+{
+    const struct kvarn_tile_spec *spec = &seal->session->shape->layers[seal->layer].spec;
+
+    if (seal->metric == NULL) {
+        return kvarn_tile_encode(spec, seal->encoder, k, v, tile, work);
+    }
+    const float *factor = kvd_metric_factor_of(seal->metric, head);
+    return kvarn_tile_encode_aware(spec, factor, k, v, tile, work);
+}
+
+static void seal_run(struct kvd_job *job, void *scratch)
+{
+    struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
+    const struct kvd_layer_shape *ls = &seal->session->shape->layers[seal->layer];
+    const struct kvarn_tile_spec *spec = &ls->spec;
+    size_t k_count = (size_t)spec->group * spec->k_dim;
+    size_t v_count = (size_t)spec->group * spec->v_dim;
+    float *k = scratch;
+    float *v = k + k_count;
+    /* Dimensions are multiples of 8 and groups of 64: what follows stays 64-byte aligned. */
+    void *work = v + v_count;
+
+    KVARN_ASSERT((k_count + v_count) * sizeof(float) + kvarn_encode_scratch_bytes(spec) <=
+                 KVD_WORKER_SCRATCH_BYTES);
+    for (unsigned head = 0; head < ls->kv_heads; head++) {
+        const uint8_t *rows = seal->rows->data;
+        uint8_t *tile = (uint8_t *)seal->tiles->data + head * ls->tile_bytes;
+        kvarn_to_f32(k, rows + kvd_rows_k_offset(ls, head), KVARN_F16, k_count);
+        kvarn_to_f32(v, rows + kvd_rows_v_offset(ls, head), KVARN_F16, v_count);
+        enum kvarn_encoder used = head_encode(seal, head, k, v, tile, work);
+        if (head == 0 || used < seal->encoder_used) {
+            seal->encoder_used = used;
+        }
+    }
+    seal->checksum = XXH3_64bits(seal->tiles->data, ls->tile_page_bytes);
+}
+
+/* What Stats says of the page: who sealed it, and whether that is whom the session asked for. */
+static void seal_count(const struct kvd_seal *seal)
+{
+    static const enum kvd_metric sealed[] = {
+        [KVARN_ENCODER_REFERENCE] = KVD_METRIC_pages_sealed_reference,
+        [KVARN_ENCODER_REFINED] = KVD_METRIC_pages_sealed_refined,
+        [KVARN_ENCODER_AWARE] = KVD_METRIC_pages_sealed_aware};
+    struct kvd_metrics *metrics = &seal->session->service->metrics;
+    bool is_2_bit = seal->session->shape->k_bits == 2;
+
+    kvd_metrics_add(metrics, sealed[seal->encoder_used], 1);
+    if (is_2_bit && seal->encoder != KVARN_ENCODER_REFERENCE &&
+        seal->encoder_used == KVARN_ENCODER_REFERENCE) {
+        kvd_metrics_add(metrics, KVD_METRIC_pages_refined_fallback, 1);
+    }
+    if (is_2_bit && seal->encoder == KVARN_ENCODER_AWARE &&
+        seal->encoder_used != KVARN_ENCODER_AWARE) {
+        kvd_metrics_add(metrics, KVD_METRIC_pages_aware_fallback, 1);
+    }
+}
+
+static void seal_done(struct kvd_job *job)
+{
+    struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
+    struct kvd_session *session = seal->session;
+    struct kvd_service *service = session->service;
+    struct kvd_layer *ly = &session->layers[seal->layer];
+
+    seal->tiles->checksum = seal->checksum;
+    seal->tiles->encoder = (uint8_t)seal->encoder_used;
+    seal->tiles->metric_version =
+        seal->encoder_used == KVARN_ENCODER_AWARE ? seal->metric->version : 0;
+    session->pages_by_encoder[seal->encoder_used]++;
+    seal_count(seal);
+    kvd_session_drop_rows(session, seal->layer, seal->block_idx);
+    kvd_cold_note(session);
+    kvd_page_unref(&service->pages, seal->rows);
+    kvd_page_unref(&service->pages, seal->tiles);
+    kvd_metric_sum_unref(seal->metric);
+    free(seal);
+    KVARN_ASSERT(ly->pending > 0);
+    ly->pending--;
+    kvd_prefix_advance(session);
+    kvd_session_kick(session);
+    kvd_session_unref(session);
+}
+
+/*
+ * Without an exact sink before it a block holds the first tokens, whose huge norms refined's least
+ * squares handles worse than min-max (FORMAT.md, Encoders).
+ */
+static enum kvarn_encoder block_encoder(const struct kvd_session *session, uint32_t block_idx)
+{
+    if (block_idx == 0 && session->shape->sink_tokens == 0) {
+        return KVARN_ENCODER_REFERENCE;
+    }
+    return session->options.encoder;
+}
+
+struct kvd_metric_sum *kvd_seal_pick_metric(const struct kvd_session *session, uint32_t layer)
+{
+    const struct kvd_metric_store *store = &session->service->query_metrics;
+
+    if (session->options.encoder != KVARN_ENCODER_AWARE || session->shape->k_bits != 2) {
+        return NULL;
+    }
+    return kvd_metric_pick(kvd_metric_store_find(store, session->shape), layer);
+}
+
+static void seal_factors_ready_cb(struct kvd_metric_wait *wait)
+{
+    struct kvd_seal *seal = (void *)((uint8_t *)wait - offsetof(struct kvd_seal, wait));
+
+    kvd_workers_submit(seal->session->service->workers, &seal->job);
+}
+
+static void seal_start(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
+    struct kvd_seal *seal, struct kvd_metric_sum *metric)
+{
+    const struct kvd_block_layer *bl = &kvd_session_block(session, block_idx)->layers[layer];
+
+    KVARN_ASSERT(bl->rows->filled_tokens == session->shape->group);
+    KVARN_ASSERT(bl->tiles->refs == 1); /* nobody reads what is about to be written */
+    *seal = (struct kvd_seal){.session = kvd_session_ref(session),
+        .rows = kvd_page_ref(bl->rows),
+        .tiles = kvd_page_ref(bl->tiles),
+        .layer = layer,
+        .block_idx = block_idx,
+        .encoder = block_encoder(session, block_idx)};
+    seal->job.run = seal_run;
+    seal->job.done = seal_done;
+    session->layers[layer].pending++;
+    if (metric != NULL && seal->encoder == KVARN_ENCODER_AWARE) {
+        seal->metric = kvd_metric_sum_ref(metric);
+        seal->wait.ready_cb = seal_factors_ready_cb;
+        if (!kvd_metric_factors_ready(metric, &seal->wait)) {
+            return;
+        }
+    }
+    kvd_workers_submit(session->service->workers, &seal->job);
+}
+
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The first block that a layer of this length keeps and quantises. */
+static uint32_t first_tiles(const struct kvd_session *session, uint32_t layer, uint64_t length)
+{
+    uint32_t dropped = max_u32(
+        session->layers[layer].dropped_blocks, kvd_session_window_blocks(session, layer, length));
+
+    return max_u32(dropped, kvd_session_sink_blocks(session));
+}
+
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records, struct kvd_failure *why)
+{
+    uint32_t b = max_u32(session->layers[layer].sealed_blocks, first_tiles(session, layer, length));
+    uint32_t due = kvd_session_sealable_blocks(session, length);
+    int err = kvd_session_own_window(session, layer, length, why);
+
+    for (; b < due && err == 0; b++) {
+        if (b >= records.first && b < records.last) {
+            b = records.last - 1;
+            continue;
+        }
+        struct kvd_seal *seal = calloc(1, sizeof(*seal));
+        if (seal == NULL) {
+            return kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, layer);
+        }
+        SLIST_INSERT_HEAD(seals, seal, link);
+        err = kvd_session_own_block(session, b, why);
+    }
+    return err;
+}
+
+void kvd_seal_list_fini(struct kvd_seal_list *seals)
+{
+    while (!SLIST_EMPTY(seals)) {
+        struct kvd_seal *seal = SLIST_FIRST(seals);
+        SLIST_REMOVE_HEAD(seals, link);
+        free(seal);
+    }
+}
+
+void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+    struct kvd_seal_list *seals, struct kvd_metric_sum *metric)
+{
+    struct kvd_layer *ly = &session->layers[layer];
+    uint32_t due = max_u32(kvd_session_sealable_blocks(session, ly->length), records.last);
+    uint32_t first = first_tiles(session, layer, ly->length);
+
+    KVARN_ASSERT(ly->pending == 0);
+    kvd_session_drop_window(session, layer);
+    for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
+        uint32_t b = ly->sealed_blocks;
+        if (b < first || kvd_session_block(session, b)->layers[layer].rows == NULL) {
+            continue;
+        }
+        struct kvd_seal *seal = SLIST_FIRST(seals);
+        KVARN_ASSERT(seal != NULL);
+        SLIST_REMOVE_HEAD(seals, link);
+        seal_start(session, layer, b, seal, metric);
+    }
+}

@@ -1,0 +1,52 @@
+/*
+ * Sealing: a full block's rows become tiles, on a worker.
+ *
+ * Owner: session. Thread: loop; the quantising runs as a job.
+ *
+ * A seal cannot fail (SEMANTICS.md 10), and which blocks are sealed depends on lengths alone
+ * (SEMANTICS.md 3): so whoever makes a layer longer takes the memory of the seals that this will
+ * make due before anything is stored, and hands it over at the commit.
+ */
+#ifndef KVD_SEAL_H
+#define KVD_SEAL_H
+
+#include "server/append/metric_store.h"
+#include "server/session/session.h"
+
+struct kvd_seal;
+SLIST_HEAD(kvd_seal_list, kvd_seal);
+
+/* Blocks [first, last): none when they are equal. */
+struct kvd_block_range {
+    uint32_t first, last;
+};
+
+/*
+ * Take the jobs for the seals that become due when the layer reaches `length`, and make the blocks
+ * that this seals or drops the session's own; `records`: blocks that will come as tiles. Adds to a
+ * list that the caller gives to kvd_seal_due() and, in the end, to kvd_seal_list_fini(), on failure
+ * too. Returns 0, KVARN_ENOMEM, KVARN_ENOSPC or KVARN_ERETRY_LATER.
+ */
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
+    uint64_t length, struct kvd_block_range records, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+void kvd_seal_list_fini(struct kvd_seal_list *seals);
+
+/*
+ * Bring a layer up to date with its length: drop what left the window, count what is sealable (and
+ * everything before records.last) as sealed, and start the jobs. Called at each commit that made
+ * the layer longer, with nothing pending there but that commit. Blocks whose rows are gone, since
+ * they came as records, are passed over. `metric`: what kvd_seal_pick_metric() gave when the
+ * request came.
+ */
+void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+    struct kvd_seal_list *seals, struct kvd_metric_sum *metric);
+
+/*
+ * The query metric for what a request that arrives now makes due, with a reference for the caller;
+ * NULL: none, or the session is not sealed `aware`. What the seals use is decided here, at arrival,
+ * so that it does not depend on when the request has its turn (SEMANTICS.md 3).
+ */
+struct kvd_metric_sum *kvd_seal_pick_metric(const struct kvd_session *session, uint32_t layer);
+
+#endif

@@ -1,0 +1,589 @@
+/*
+ * The way back: pages of cold blocks are read when an operation needs them.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "server/append/seal.h"
+#include "server/base/log.h"
+#include "server/cold/cold_catalog.h"
+#include "server/evict/session_evict.h"
+#include "server/service.h"
+#include "server/session/session_blocks.h"
+
+/* Blocks that are read at once; more wait for their turn. */
+#define LOADS_MAX 64
+
+/* A block, or a tail, on its way back. */
+struct load {
+    struct kvd_cold_get get; /* first */
+    struct kvd_cold_sessions *cold;
+    struct kvd_session *session; /* ref */
+    struct kvd_block *block;     /* ref; NULL: a tail */
+    struct kvd_cold_copy *copy;  /* ref */
+    uint32_t block_idx;
+    uint8_t *head; /* owned */
+    struct kvd_cold_info info;
+    struct kvd_cold_page_head *page_head; /* owned */
+    struct kvd_cold_tail_head tail_head;  /* pages owned */
+    struct kvd_page **pages;              /* owned array; refs */
+    struct iovec *vecs;                   /* owned */
+    uint32_t page_count;
+};
+
+static void load_free(struct load *load)
+{
+    struct kvd_service *service = load->cold->service;
+    struct kvd_session_cold *sc = &load->session->cold;
+
+    if (load->block == NULL && sc->doomed_tail == load->get.record && sc->doomed_tail != NULL) {
+        load->cold->tier->ops->forget(load->cold->tier, sc->doomed_tail);
+        sc->doomed_tail = NULL;
+    }
+
+    for (uint32_t i = 0; i < load->page_count; i++) {
+        kvd_page_unref(&service->pages, load->pages[i]);
+    }
+    kvd_cold_copy_unref(service, load->copy);
+    kvd_block_unref(service, load->block);
+    kvd_session_unref(load->session);
+    free(load->head);
+    free(load->page_head);
+    free(load->tail_head.pages);
+    free(load->pages);
+    free(load->vecs);
+    free(load);
+}
+
+/* The missing range of a session without what is there again at its ends. */
+static void range_shrink(struct kvd_session *session)
+{
+    uint32_t first = session->missing_first;
+    uint32_t last = session->missing_last;
+
+    while (first < last) {
+        const struct kvd_block *block = kvd_session_block(session, first);
+        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
+            break;
+        }
+        first++;
+    }
+    while (first < last) {
+        const struct kvd_block *block = kvd_session_block(session, last - 1);
+        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
+            break;
+        }
+        last--;
+    }
+    session->missing_first = first < last ? first : 0;
+    session->missing_last = first < last ? last : 0;
+    session->cold.restored_blocks = 0;
+    for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        bool is_back = block != NULL && block->state == KVD_BLOCK_RESIDENT;
+        session->cold.restored_blocks += is_back ? 1 : 0;
+    }
+}
+
+void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
+{
+    struct kvd_cold_session_list waiting = TAILQ_HEAD_INITIALIZER(waiting);
+    struct kvd_session *session;
+
+    TAILQ_CONCAT(&waiting, &cold->waiting, cold.wait_link);
+    while ((session = TAILQ_FIRST(&waiting)) != NULL) {
+        TAILQ_REMOVE(&waiting, session, cold.wait_link);
+        session->cold.is_waiting = false;
+        range_shrink(session);
+        kvd_session_kick(session);
+        kvd_session_unref(session);
+    }
+}
+
+static void wait_for_load(struct kvd_session *session)
+{
+    struct kvd_cold_sessions *cold = &session->service->cold;
+
+    if (!session->cold.is_waiting) {
+        session->cold.is_waiting = true;
+        kvd_session_ref(session); /* not within the macro, which names its argument four times */
+        TAILQ_INSERT_TAIL(&cold->waiting, session, cold.wait_link);
+    }
+}
+
+static void block_lost(struct kvd_block *block)
+{
+    block->state = KVD_BLOCK_MISSING;
+    block->miss_reason = KVARND__MISS_REASON__MISS_CHECKSUM;
+}
+
+/* What a tail's blocks become when it cannot be read. */
+static void tail_lost(struct kvd_session *session)
+{
+    for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
+        struct kvd_block *block = kvd_block_table_at(&session->table, b);
+        if (block != NULL && block->state == KVD_BLOCK_COLD && block->cold == NULL) {
+            block_lost(block);
+        }
+    }
+    session->cold.is_tail_cold = false;
+}
+
+static void load_fail(struct load *load, int err)
+{
+    struct kvd_cold_sessions *cold = load->cold;
+    bool is_memory = err == KVARN_ENOMEM || err == KVARN_ENOSPC;
+
+    if (is_memory) {
+        load->session->cold.has_no_room = true;
+    } else {
+        kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_loads_failed, 1);
+        kvd_log(KVD_LOG_WARN, "cold_load_failed",
+            "session=%s block=%" PRIu32 " head=%zu body=%zu error=%s", load->session->name,
+            load->block_idx, load->info.head_bytes, load->info.body_bytes, kvarn_err_label(err));
+    }
+    if (load->block != NULL && load->block->state == KVD_BLOCK_LOADING) {
+        load->block->state = KVD_BLOCK_COLD;
+        if (!is_memory) {
+            block_lost(load->block);
+        }
+    }
+    if (load->block == NULL) {
+        load->session->cold.is_tail_loading = false;
+        if (!is_memory) {
+            tail_lost(load->session);
+        }
+    }
+    cold->loads--;
+    load_free(load);
+    kvd_cold_kick_waiting(cold);
+}
+
+/* Take a page; others go for it if need be. */
+static int page_take(
+    const struct load *load, size_t bytes, enum kvd_page_class page_class, struct kvd_page **ret)
+{
+    struct kvd_service *service = load->cold->service;
+    uint32_t tenant_id = load->session->tenant_id;
+    int err = kvd_page_take(&service->pages, tenant_id, bytes, page_class, ret);
+
+    if (err == KVARN_ENOSPC && kvd_evictor_make_room(service, load->session, bytes)) {
+        err = kvd_page_take(&service->pages, tenant_id, bytes, page_class, ret);
+    }
+    return err;
+}
+
+static int pages_alloc(struct load *load, uint32_t count)
+{
+    load->pages = calloc(count > 0 ? count : 1, sizeof(struct kvd_page *));
+    load->vecs = calloc(count > 0 ? count : 1, sizeof(*load->vecs));
+    return load->pages == NULL || load->vecs == NULL ? KVARN_ENOMEM : 0;
+}
+
+static int page_add(struct load *load, size_t bytes, enum kvd_page_class page_class)
+{
+    struct kvd_page *page = NULL;
+    int err = page_take(load, bytes, page_class, &page);
+
+    if (err == 0) {
+        load->vecs[load->page_count] = (struct iovec){page->data, bytes};
+        load->pages[load->page_count++] = page;
+    }
+    return err;
+}
+
+static int body_check(const struct load *load)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < load->page_count; i++) {
+        bytes += load->vecs[i].iov_len;
+    }
+    return bytes == load->info.body_bytes ? 0 : KVARN_ECORRUPT;
+}
+
+/* Second step: the body, straight into pages. */
+static int body_get(struct load *load, void (*done)(struct kvd_cold_get *get, int err))
+{
+    struct kvd_cold *tier = load->cold->tier;
+    int err = body_check(load);
+
+    if (err != 0) {
+        return err;
+    }
+    load->get.head = NULL;
+    load->get.vecs = load->page_count > 0 ? load->vecs : NULL;
+    load->get.vec_count = load->page_count;
+    load->get.done = done;
+    return tier->ops->get(tier, &load->get);
+}
+
+/* Blocks. */
+
+static void block_install(struct load *load)
+{
+    struct kvd_block *block = load->block;
+    uint32_t page_idx = 0;
+
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        const struct kvd_cold_page_layer *from = &load->page_head->layers[i];
+        if (from->kind == KVD_COLD_PAGE_NONE) {
+            continue;
+        }
+        struct kvd_page *page = kvd_page_ref(load->pages[page_idx++]);
+        bool is_kept = load->block_idx >= load->session->layers[i].dropped_blocks;
+        if (!is_kept) {
+            kvd_page_unref(&load->cold->service->pages, page);
+        } else if (from->kind == KVD_COLD_PAGE_TILES) {
+            page->checksum = from->checksum;
+            page->encoder = from->encoder;
+            block->layers[i].tiles = page;
+        } else {
+            page->filled_tokens = (uint16_t)load->session->shape->group;
+            block->layers[i].rows = page;
+            block->rows_count++;
+        }
+    }
+    block->state = KVD_BLOCK_RESIDENT;
+}
+
+static void block_body_cb(struct kvd_cold_get *get, int err)
+{
+    struct load *load = (struct load *)(void *)get;
+    struct kvd_cold_sessions *cold = load->cold;
+
+    if (err != 0) {
+        load_fail(load, err);
+        return;
+    }
+    /* It may have been cut off or evicted again meanwhile. */
+    if (load->block->state == KVD_BLOCK_LOADING) {
+        block_install(load);
+        kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_loaded, 1);
+    }
+    cold->loads--;
+    load_free(load);
+    kvd_cold_kick_waiting(cold);
+}
+
+static int block_head_read(struct load *load)
+{
+    const struct kvd_shape *shape = load->session->shape;
+
+    load->page_head = calloc(1, sizeof(*load->page_head));
+    if (load->page_head == NULL || pages_alloc(load, shape->layer_count) != 0) {
+        return KVARN_ENOMEM;
+    }
+    int err = kvd_cold_page_decode(load->head, load->info.head_bytes, load->page_head);
+    if (err != 0) {
+        return err;
+    }
+    const struct kvd_cold_page_head *head = load->page_head;
+    if (memcmp(head->fingerprint, shape->fingerprint, sizeof(head->fingerprint)) != 0 ||
+        head->block_idx != load->block_idx || head->layer_count != shape->layer_count) {
+        return KVARN_ECORRUPT; /* SEMANTICS.md 14: shape, layer and block must match */
+    }
+    for (uint32_t i = 0; i < head->layer_count && err == 0; i++) {
+        const struct kvd_layer_shape *ls = &shape->layers[i];
+        if (head->layers[i].kind == KVD_COLD_PAGE_TILES) {
+            err = page_add(load, ls->tile_page_bytes, KVD_PAGE_TILES);
+        } else if (head->layers[i].kind == KVD_COLD_PAGE_ROWS) {
+            err = page_add(load, ls->rows_page_bytes, KVD_PAGE_SINK);
+        }
+    }
+    return err;
+}
+
+static void block_head_cb(struct kvd_cold_get *get, int err)
+{
+    struct load *load = (struct load *)(void *)get;
+
+    err = err != 0 ? err : block_head_read(load);
+    err = err != 0 ? err : body_get(load, block_body_cb);
+    if (err != 0) {
+        load_fail(load, err);
+    }
+}
+
+/* First step: the head, which says what the body holds. Returns 0 or KVARN_ENOMEM. */
+static int load_start(struct load *load, struct kvd_session *session,
+    struct kvd_cold_record *record, void (*done)(struct kvd_cold_get *get, int err))
+{
+    struct kvd_cold_sessions *cold = &session->service->cold;
+
+    load->cold = cold;
+    load->session = kvd_session_ref(session);
+    cold->tier->ops->info(record, &load->info);
+    load->head = malloc(load->info.head_bytes + 1);
+    load->get = (struct kvd_cold_get){.record = record, .head = load->head, .done = done};
+    int err = load->head == NULL ? KVARN_ENOMEM : cold->tier->ops->get(cold->tier, &load->get);
+    if (err != 0) {
+        load_free(load);
+        return err;
+    }
+    cold->loads++;
+    return 0;
+}
+
+static int block_load(struct kvd_session *session, uint32_t block_idx, struct kvd_block *block)
+{
+    struct load *load = calloc(1, sizeof(*load));
+
+    if (load == NULL) {
+        return KVARN_ENOMEM;
+    }
+    load->block = kvd_block_ref(block);
+    load->block_idx = block_idx;
+    load->copy = kvd_cold_copy_ref(block->cold);
+    int err = load_start(load, session, block->cold->record, block_head_cb);
+    if (err == 0) {
+        block->state = KVD_BLOCK_LOADING;
+    }
+    return err;
+}
+
+/* Tails. */
+
+static bool is_of_tail(const struct kvd_block *block)
+{
+    return block != NULL && block->state == KVD_BLOCK_COLD && block->cold == NULL;
+}
+
+/* The block of a page of the tail gets it; it is the session's own since the start. */
+static void tail_page_install(struct load *load, uint32_t page_idx)
+{
+    struct kvd_session *session = load->session;
+    const struct kvd_cold_tail_page *from = &load->tail_head.pages[page_idx];
+    struct kvd_block *block = from->block_idx < kvd_session_block_count(session)
+                                  ? kvd_block_table_at(&session->table, from->block_idx)
+                                  : NULL;
+
+    if (!is_of_tail(block)) {
+        return; /* cut off meanwhile */
+    }
+    struct kvd_page *page = kvd_page_ref(load->pages[page_idx]);
+    if (from->filled_tokens == 0) {
+        page->checksum = from->checksum;
+        page->encoder = (uint8_t)from->encoder;
+        block->layers[from->layer].tiles = page;
+        return;
+    }
+    page->filled_tokens = (uint16_t)from->filled_tokens;
+    block->layers[from->layer].rows = page;
+    block->rows_count++;
+    if (from->block_idx >= kvd_session_sink_blocks(session)) {
+        session->layers[from->layer].tail_pages++;
+    }
+}
+
+static bool has_tiles(const struct load *load, uint32_t block_idx, uint32_t layer)
+{
+    for (uint32_t i = 0; i < load->tail_head.page_count; i++) {
+        const struct kvd_cold_tail_page *page = &load->tail_head.pages[i];
+        if (page->block_idx == block_idx && page->layer == layer) {
+            return page->filled_tokens == 0;
+        }
+    }
+    return false;
+}
+
+/*
+ * Tiles of the tail's blocks are reserved, as they were when layers entered them: before the body
+ * is read, so that putting it in place cannot fail. What was reserved stays with the block.
+ */
+static int tail_reserve(struct load *load, uint32_t block_idx, struct kvd_block *block)
+{
+    const struct kvd_session *session = load->session;
+
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        struct kvd_block_layer *bl = &block->layers[i];
+        if (block_idx < kvd_session_sink_blocks(session) || bl->tiles != NULL ||
+            has_tiles(load, block_idx, i)) {
+            continue;
+        }
+        int err =
+            page_take(load, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
+        if (err != 0) {
+            return err;
+        }
+    }
+    return 0;
+}
+
+static void tail_install(struct load *load)
+{
+    struct kvd_session *session = load->session;
+
+    for (uint32_t i = 0; i < load->page_count; i++) {
+        tail_page_install(load, i);
+    }
+    for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
+        struct kvd_block *block = kvd_block_table_at(&session->table, b);
+        if (is_of_tail(block)) {
+            block->state = KVD_BLOCK_RESIDENT;
+        }
+    }
+    session->cold.is_tail_cold = false;
+}
+
+/* False when the session was dropped or exchanged meanwhile, or is about to be. */
+static bool is_tail_wanted(const struct load *load)
+{
+    return load->session->cold.tail_rec == load->get.record;
+}
+
+static void tail_end(struct load *load)
+{
+    struct kvd_cold_sessions *cold = load->cold;
+
+    load->session->cold.is_tail_loading = false;
+    cold->loads--;
+    load_free(load);
+    kvd_cold_kick_waiting(cold);
+}
+
+static void tail_body_cb(struct kvd_cold_get *get, int err)
+{
+    struct load *load = (struct load *)(void *)get;
+
+    if (err != 0 && is_tail_wanted(load)) {
+        load_fail(load, err);
+        return;
+    }
+    if (load->session->cold.is_tail_cold && is_tail_wanted(load)) {
+        tail_install(load);
+    }
+    tail_end(load);
+}
+
+static int tail_pages_take(struct load *load)
+{
+    const struct kvd_session *session = load->session;
+    int err = pages_alloc(load, load->tail_head.page_count);
+
+    for (uint32_t i = 0; i < load->tail_head.page_count && err == 0; i++) {
+        const struct kvd_cold_tail_page *page = &load->tail_head.pages[i];
+        if (page->layer >= session->shape->layer_count ||
+            page->filled_tokens > session->shape->group) {
+            return KVARN_ECORRUPT;
+        }
+        const struct kvd_layer_shape *ls = &session->shape->layers[page->layer];
+        bool is_sink = page->block_idx < kvd_session_sink_blocks(session);
+        err = page->filled_tokens == 0
+                  ? page_add(load, ls->tile_page_bytes, KVD_PAGE_TILES)
+                  : page_add(load, ls->rows_page_bytes, is_sink ? KVD_PAGE_SINK : KVD_PAGE_TAIL);
+    }
+    return err;
+}
+
+static int tail_head_read(struct load *load)
+{
+    struct kvd_session *session = load->session;
+    int err = kvd_cold_tail_decode(load->head, load->info.head_bytes, &load->tail_head);
+
+    err = err != 0 ? err : tail_pages_take(load);
+    for (uint32_t b = session->missing_first; b < session->missing_last && err == 0; b++) {
+        struct kvd_block *block = kvd_block_table_at(&session->table, b);
+        err = is_of_tail(block) ? tail_reserve(load, b, block) : 0;
+    }
+    return err;
+}
+
+static void tail_head_cb(struct kvd_cold_get *get, int err)
+{
+    struct load *load = (struct load *)(void *)get;
+
+    if (!is_tail_wanted(load)) {
+        tail_end(load);
+        return;
+    }
+    err = err != 0 ? err : tail_head_read(load);
+    err = err != 0 ? err : body_get(load, tail_body_cb);
+    if (err != 0) {
+        load_fail(load, err);
+    }
+}
+
+static int tail_load(struct kvd_session *session)
+{
+    struct load *load = calloc(1, sizeof(*load));
+
+    if (load == NULL) {
+        return KVARN_ENOMEM;
+    }
+    int err = load_start(load, session, session->cold.tail_rec, tail_head_cb);
+    session->cold.is_tail_loading = err == 0;
+    return err;
+}
+
+/* What operations need. */
+
+static struct kvd_block_range need_of(
+    const struct kvd_session *session, const struct kvd_session_op *op)
+{
+    uint32_t first = op->block_first;
+    uint32_t last = op->block_last;
+
+    if (op->needs_tail) {
+        first = UINT32_MAX;
+        last = kvd_session_block_count(session);
+        for (uint32_t i = op->layer_first; i < op->layer_first + op->layer_count; i++) {
+            const struct kvd_layer *ly = &session->layers[i];
+            uint32_t next = (uint32_t)(ly->length / session->shape->group);
+            uint32_t open = ly->sealed_blocks < next ? ly->sealed_blocks : next;
+            first = open < first ? open : first;
+        }
+    }
+    first = first > session->missing_first ? first : session->missing_first;
+    last = last < session->missing_last ? last : session->missing_last;
+    return (struct kvd_block_range){first, last < first ? first : last};
+}
+
+/* Start what brings a block back. Returns whether it is to be waited for. */
+static bool block_want(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+    struct kvd_cold_sessions *cold = &session->service->cold;
+    int err = 0;
+
+    if (block == NULL || block->state == KVD_BLOCK_RESIDENT || block->state == KVD_BLOCK_MISSING) {
+        return false;
+    }
+    if (block->state == KVD_BLOCK_COLD && cold->loads < LOADS_MAX) {
+        if (block->cold != NULL) {
+            err = block_load(session, block_idx, block);
+        } else if (session->cold.tail_rec != NULL && !session->cold.is_tail_loading) {
+            err = tail_load(session);
+        } else if (session->cold.tail_rec == NULL && !session->cold.is_buried) {
+            tail_lost(session); /* what it was written for is another session now */
+            return false;
+        }
+    }
+    return err == 0;
+}
+
+bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op *op)
+{
+    bool is_ready = true;
+
+    if (!kvd_session_has_missing(session) || session->service->cold.tier == NULL ||
+        session->is_dropped) {
+        return true;
+    }
+    if (session->cold.has_no_room) {
+        session->cold.has_no_room = false;
+        return true; /* it is told what it misses */
+    }
+    struct kvd_block_range need = need_of(session, op);
+    for (uint32_t b = need.first; b < need.last; b++) {
+        is_ready = !block_want(session, b) && is_ready;
+    }
+    if (!is_ready) {
+        wait_for_load(session);
+    }
+    return is_ready;
+}

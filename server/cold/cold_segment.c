@@ -1,0 +1,457 @@
+/*
+ * The cold tier in files: opening, closing, what drives it, what it counts.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include "server/cold/cold_segment.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "server/base/log.h"
+#include "server/cold/cold_segment_impl.h"
+
+/* How long ordinary puts are refused after a failure or when the tier is full. */
+#define REST_NS UINT64_C(1000000000)
+
+/* Written bytes that wait for a sync at most: a segment's share, and no more than this. */
+#define SYNC_BYTES_MAX (UINT64_C(64) << 20)
+
+/* Records. */
+
+struct kvd_cold_record *kvd_segment_record_create(struct cold_segment *cold)
+{
+    struct kvd_cold_record *record;
+
+    if (kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, sizeof(*record)) != 0) {
+        return NULL;
+    }
+    record = calloc(1, sizeof(*record));
+    if (record == NULL) {
+        kvd_budget_release(cold->budget, KVD_BUDGET_COLD, sizeof(*record));
+    }
+    return record;
+}
+
+void kvd_segment_record_destroy(struct cold_segment *cold, struct kvd_cold_record *record)
+{
+    if (record == NULL) {
+        return;
+    }
+    if (record->file != NULL) {
+        uint64_t bytes = kvd_record_file_bytes(&record->header);
+        LIST_REMOVE(record, link);
+        if (record->is_forgotten) {
+            record->file->dead_bytes -= bytes;
+        } else {
+            record->file->live_bytes -= bytes;
+            cold->stats.live_bytes -= bytes;
+            cold->stats.records--;
+        }
+    }
+    kvd_budget_release(cold->budget, KVD_BUDGET_COLD, sizeof(*record));
+    free(record);
+}
+
+void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *record,
+    struct cold_file *file, uint64_t offset)
+{
+    uint64_t bytes = kvd_record_file_bytes(&record->header);
+
+    KVARN_ASSERT(record->file == NULL);
+    record->file = file;
+    record->offset = offset;
+    LIST_INSERT_HEAD(&file->records, record, link);
+    if (record->is_forgotten) {
+        file->dead_bytes += bytes;
+    } else {
+        file->live_bytes += bytes;
+        cold->stats.live_bytes += bytes;
+        cold->stats.records++;
+    }
+}
+
+void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record)
+{
+    uint64_t bytes = kvd_record_file_bytes(&record->header);
+
+    KVARN_ASSERT(record->file != NULL && !record->is_forgotten);
+    record->is_forgotten = true;
+    record->file->live_bytes -= bytes;
+    record->file->dead_bytes += bytes;
+    cold->stats.live_bytes -= bytes;
+    cold->stats.records--;
+}
+
+/* Tasks. */
+
+static void task_step(struct cold_task *task);
+
+static void task_op_cb(struct kvd_file_op *op)
+{
+    task_step(op->ctx);
+}
+
+static void task_end(struct cold_task *task, int err)
+{
+    task->is_running = false;
+    task->done(task, err);
+    kvd_segment_pump(task->cold);
+}
+
+/* The step at idx has ended: go on with the next. */
+static void task_step(struct cold_task *task)
+{
+    struct kvd_file_op *op = &task->ops[task->idx];
+
+    if (op->result < 0) {
+        task_end(task, (int)op->result);
+        return;
+    }
+    if (op->verb == KVD_FILE_OPEN) {
+        for (unsigned i = task->idx + 1; i < task->count; i++) {
+            task->ops[i].fd = (int)op->result;
+        }
+    }
+    task->idx++;
+    if (task->idx == task->count) {
+        task_end(task, 0);
+        return;
+    }
+    task->cold->io->ops->file_submit(task->cold->io, &task->ops[task->idx]);
+}
+
+void kvd_segment_task_run(struct cold_segment *cold, struct cold_task *task, unsigned count,
+    void (*done)(struct cold_task *task, int err))
+{
+    KVARN_ASSERT(!task->is_running && count > 0 && count <= KVD_COLD_TASK_STEPS_MAX);
+    task->cold = cold;
+    task->count = count;
+    task->idx = 0;
+    task->done = done;
+    task->is_running = true;
+    for (unsigned i = 0; i < count; i++) {
+        task->ops[i].done = task_op_cb;
+        task->ops[i].ctx = task;
+    }
+    cold->io->ops->file_submit(cold->io, &task->ops[0]);
+}
+
+/* Small answers. */
+
+void kvd_segment_path(const struct cold_segment *cold, uint64_t number, const char *suffix,
+    char *dst, size_t dst_bytes)
+{
+    (void)snprintf(dst, dst_bytes, "%s/%016" PRIx64 ".%s", cold->dir, number, suffix);
+}
+
+uint64_t kvd_segment_used_bytes(const struct cold_segment *cold)
+{
+    const struct cold_file *file;
+    uint64_t bytes = cold->making != NULL ? cold->making->size_bytes : 0;
+
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        bytes += file->size_bytes - file->hole_bytes;
+    }
+    return bytes;
+}
+
+void kvd_segment_rest(struct cold_segment *cold, int err)
+{
+    if (!cold->stats.is_resting) {
+        kvd_log(KVD_LOG_WARN, "cold_resting", "error=%s used=%" PRIu64 " limit=%" PRIu64,
+            kvarn_err_label(err), kvd_segment_used_bytes(cold), cold->options.limit_bytes);
+    }
+    cold->stats.is_resting = true;
+    cold->rest_err = err;
+    cold->rest_until_ns = cold->io->ops->now_ns(cold->io) + REST_NS;
+}
+
+static void segment_info(const struct kvd_cold_record *record, struct kvd_cold_info *ret)
+{
+    const struct kvd_record_header *header = &record->header;
+
+    *ret = (struct kvd_cold_info){.type = (enum kvd_cold_type)header->type,
+        .tenant_id = header->tenant_id,
+        .id = header->id,
+        .sequence = header->sequence,
+        .head_bytes = header->head_bytes,
+        .body_bytes = header->raw_bytes,
+        .stored_bytes = kvd_record_file_bytes(header)};
+}
+
+static void segment_stats(const struct kvd_cold *base, struct kvd_cold_stats *ret)
+{
+    const struct cold_segment *cold = (const struct cold_segment *)(const void *)base;
+    const struct cold_file *file;
+
+    *ret = cold->stats;
+    ret->limit_bytes = cold->options.limit_bytes;
+    ret->used_bytes = kvd_segment_used_bytes(cold);
+    ret->segments = 0;
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        ret->segments++;
+    }
+}
+
+static bool segment_is_idle(const struct kvd_cold *base)
+{
+    const struct cold_segment *cold = (const struct cold_segment *)(const void *)base;
+
+    return kvd_segment_write_is_idle(cold) && cold->gets == 0 && !cold->make_task.is_running &&
+           !cold->undo_task.is_running && !cold->seal_task.is_running &&
+           !cold->reclaim_task.is_running && !cold->is_copying;
+}
+
+/* Recovery's list. */
+
+static int by_sequence(const void *a, const void *b)
+{
+    const struct kvd_cold_record *ra = *(struct kvd_cold_record *const *)a;
+    const struct kvd_cold_record *rb = *(struct kvd_cold_record *const *)b;
+
+    return ra->header.sequence < rb->header.sequence ? -1
+                                                     : ra->header.sequence > rb->header.sequence;
+}
+
+static size_t live_list(struct cold_segment *cold, struct kvd_cold_record **dst)
+{
+    struct cold_file *file;
+    struct kvd_cold_record *record;
+    size_t count = 0;
+
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        LIST_FOREACH(record, &file->records, link)
+        {
+            if (record->is_forgotten || record->header.type >= KVD_COLD_TOMBSTONE) {
+                continue; /* those from TOMBSTONE on are ours */
+            }
+            if (dst != NULL) {
+                dst[count] = record;
+            }
+            count++;
+        }
+    }
+    return count;
+}
+
+static void segment_each(struct kvd_cold *base,
+    void (*cb)(void *ctx, struct kvd_cold_record *record, const struct kvd_cold_info *info),
+    void *ctx)
+{
+    struct cold_segment *cold = kvd_segment_of(base);
+    size_t count = live_list(cold, NULL);
+    struct kvd_cold_record **list =
+        count == 0 ? NULL : calloc(count, sizeof(struct kvd_cold_record *));
+
+    if (list == NULL) {
+        KVARN_ASSERT(count == 0); /* at start: 8 bytes a record are there, or nothing else is */
+        return;
+    }
+    (void)live_list(cold, list);
+    qsort(list, count, sizeof(struct kvd_cold_record *), by_sequence);
+    for (size_t i = 0; i < count; i++) {
+        struct kvd_cold_info info;
+        segment_info(list[i], &info);
+        cb(ctx, list[i], &info);
+    }
+    free(list);
+}
+
+/* The end. */
+
+static void close_pump(struct cold_segment *cold)
+{
+    if (!cold->is_closing || cold->is_closed || !segment_is_idle(&cold->base)) {
+        return;
+    }
+    if (!cold->is_clean_put) {
+        cold->is_clean_put = true;
+        if (kvd_segment_put_clean(cold) == 0) {
+            return;
+        }
+    }
+    if (cold->active != NULL && cold->active->ordinal_next > 0) {
+        kvd_segment_file_seal(cold);
+        return;
+    }
+    cold->is_closed = true;
+    cold->closed_cb(cold->closed_ctx);
+}
+
+void kvd_segment_pump(struct cold_segment *cold)
+{
+    kvd_segment_write_pump(cold);
+    if (!cold->is_closing) {
+        kvd_segment_reclaim_pump(cold);
+    }
+    close_pump(cold);
+}
+
+void kvd_segment_pump_soon(struct cold_segment *cold)
+{
+    cold->io->ops->timer_start(cold->pump_timer, 0, 0);
+}
+
+static void pump_timer_cb(void *ctx)
+{
+    kvd_segment_pump(ctx);
+}
+
+static void segment_close(struct kvd_cold *base, void (*closed_cb)(void *ctx), void *ctx)
+{
+    struct cold_segment *cold = kvd_segment_of(base);
+
+    KVARN_ASSERT(!cold->is_closing && closed_cb != NULL);
+    cold->is_closing = true;
+    cold->closed_cb = closed_cb;
+    cold->closed_ctx = ctx;
+    kvd_segment_pump_soon(cold);
+}
+
+static void fd_close(struct cold_segment *cold, int fd)
+{
+    struct kvd_file_op op = {.verb = KVD_FILE_CLOSE, .fd = fd};
+
+    if (fd >= 0) {
+        (void)cold->io->ops->file_run(cold->io, &op);
+    }
+}
+
+static void segment_destroy(struct kvd_cold *base)
+{
+    struct cold_segment *cold = kvd_segment_of(base);
+    struct cold_file *file;
+    struct kvd_cold_record *record, *record_next;
+
+    KVARN_ASSERT(segment_is_idle(base));
+    cold->io->ops->timer_destroy(cold->pump_timer);
+    while ((file = TAILQ_FIRST(&cold->files)) != NULL) {
+        TAILQ_REMOVE(&cold->files, file, link);
+        LIST_FOREACH_SAFE(record, &file->records, link, record_next)
+        {
+            kvd_segment_record_destroy(cold, record);
+        }
+        fd_close(cold, file->fd);
+        kvd_segment_file_destroy(file);
+    }
+    kvd_segment_subjects_fini(cold);
+    fd_close(cold, cold->lock_fd);
+    free(cold->write_vecs);
+    free(cold->zeros);
+    free(cold);
+}
+
+static const struct kvd_cold_ops segment_ops = {
+    .put = kvd_segment_put,
+    .get = kvd_segment_get,
+    .get_now = kvd_segment_get_now,
+    .info = segment_info,
+    .each = segment_each,
+    .forget = kvd_segment_forget,
+    .stats = segment_stats,
+    .is_idle = segment_is_idle,
+    .close = segment_close,
+    .destroy = segment_destroy,
+};
+
+/* The start. */
+
+static bool options_are_good(const struct kvd_cold_segment_options *options)
+{
+    return options->segment_bytes >= KVARN_COLD_SEGMENT_BYTES_MIN &&
+           options->segment_bytes <= KVARN_COLD_SEGMENT_BYTES_MAX &&
+           options->segment_bytes % KVD_SEGMENT_BLOCK == 0 &&
+           options->limit_bytes / options->segment_bytes >= 4 && options->dir[0] != '\0' &&
+           strlen(options->dir) < KVARN_COLD_PATH_MAX;
+}
+
+/* The folder, and that nobody else uses it. */
+static int dir_lock(struct cold_segment *cold)
+{
+    char path[KVARN_COLD_PATH_MAX + 32];
+    struct kvd_file_op make = {.verb = KVD_FILE_MAKE_DIR, .path = cold->dir};
+    struct kvd_file_op open = {
+        .verb = KVD_FILE_OPEN, .path = path, .flags = KVD_FILE_WRITABLE | KVD_FILE_MAKE};
+
+    (void)snprintf(path, sizeof(path), "%s/lock", cold->dir);
+    int64_t result = cold->io->ops->file_run(cold->io, &make);
+    if (result >= 0) {
+        result = cold->io->ops->file_run(cold->io, &open);
+    }
+    if (result < 0) {
+        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s", cold->dir,
+            kvarn_err_label((int)result));
+        return (int)result;
+    }
+    cold->lock_fd = (int)result;
+    struct kvd_file_op lock = {.verb = KVD_FILE_LOCK, .fd = cold->lock_fd};
+    result = cold->io->ops->file_run(cold->io, &lock);
+    if (result < 0) {
+        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s: in use by another daemon",
+            cold->dir, kvarn_err_label((int)result));
+    }
+    return (int)result;
+}
+
+static void queues_init(struct cold_segment *cold)
+{
+    TAILQ_INIT(&cold->files);
+    STAILQ_INIT(&cold->ready);
+    STAILQ_INIT(&cold->writing);
+    STAILQ_INIT(&cold->written);
+    STAILQ_INIT(&cold->syncing);
+    for (unsigned i = 0; i < COLD_SUBJECT_BUCKETS; i++) {
+        LIST_INIT(&cold->subjects[i]);
+    }
+}
+
+int kvd_cold_segment_open(struct kvd_io *io, struct kvd_workers *workers, struct kvd_budget *budget,
+    const struct kvd_cold_segment_options *options, struct kvd_cold_found *ret_found,
+    struct kvd_cold **ret)
+{
+    struct kvd_cold_found found = {0};
+
+    if (!options_are_good(options)) {
+        return KVARN_EINVALID;
+    }
+    struct cold_segment *cold = calloc(1, sizeof(*cold));
+    if (cold == NULL) {
+        return KVARN_ENOMEM;
+    }
+    cold->base.ops = &segment_ops;
+    cold->io = io;
+    cold->workers = workers;
+    cold->budget = budget;
+    cold->options = *options;
+    memcpy(cold->dir, options->dir, strlen(options->dir) + 1);
+    cold->options.dir = cold->dir;
+    cold->lock_fd = -1;
+    cold->sequence_next = 1;
+    cold->number_next = 1;
+    cold->sync_bytes =
+        options->segment_bytes / 4 < SYNC_BYTES_MAX ? options->segment_bytes / 4 : SYNC_BYTES_MAX;
+    queues_init(cold);
+    cold->write_vecs = calloc(KVD_FILE_VECS_MAX, sizeof(*cold->write_vecs));
+    cold->zeros = calloc(1, KVD_SEGMENT_BLOCK);
+    cold->pump_timer = io->ops->timer_create(io, pump_timer_cb, cold);
+    bool has_memory = cold->write_vecs != NULL && cold->zeros != NULL && cold->pump_timer != NULL;
+    int err = has_memory ? dir_lock(cold) : KVARN_ENOMEM;
+    if (err == 0) {
+        err = kvd_segment_recover(cold, &found);
+    }
+    if (err != 0) {
+        segment_destroy(&cold->base);
+        return err;
+    }
+    kvd_segment_pump_soon(cold); /* what recovery found dead is reclaimed */
+    *ret_found = found;
+    *ret = &cold->base;
+    return 0;
+}

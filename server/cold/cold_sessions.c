@@ -1,0 +1,64 @@
+/*
+ * Sessions and the cold tier: its start and its end.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include "server/cold/cold_sessions.h"
+
+#include "server/cold/cold_segment.h"
+#include "server/service.h"
+
+bool kvd_cold_sessions_is_idle(const struct kvd_cold_sessions *cold)
+{
+    return cold->tier == NULL || (cold->puts == 0 && cold->loads == 0);
+}
+
+int kvd_cold_sessions_init(struct kvd_cold_sessions *cold, struct kvd_service *service)
+{
+    const struct kvd_config *config = service->config;
+    struct kvd_io *io = service->io;
+
+    cold->service = service;
+    TAILQ_INIT(&cold->dirty);
+    TAILQ_INIT(&cold->waiting);
+    STAILQ_INIT(&cold->retries);
+    if (config->cold_dir == NULL || config->cold_dir[0] == '\0') {
+        return 0;
+    }
+    struct kvd_cold_segment_options options = {.dir = config->cold_dir,
+        .limit_bytes = config->cold_limit,
+        .segment_bytes = config->cold_segment,
+        .queue_bytes = config->memory_limit / 8,
+        .compress_level = (int)config->cold_compress};
+    cold->timer = io->ops->timer_create(io, kvd_cold_timer_cb, cold);
+    int err = cold->timer == NULL ? KVARN_ENOMEM : 0;
+    if (err == 0) {
+        err = io->ops->random(io, &cold->id_prefix, sizeof(cold->id_prefix));
+    }
+    if (err == 0) {
+        err = kvd_cold_segment_open(
+            io, service->workers, &service->budget, &options, &cold->found, &cold->tier);
+    }
+    return err == 0 ? kvd_cold_reopen(cold) : err;
+}
+
+void kvd_cold_sessions_fini(struct kvd_cold_sessions *cold)
+{
+    struct kvd_session *session;
+
+    if (cold->service == NULL) {
+        return;
+    }
+    while ((session = TAILQ_FIRST(&cold->dirty)) != NULL) {
+        TAILQ_REMOVE(&cold->dirty, session, cold.dirty_link);
+        session->cold.is_dirty = false;
+        kvd_session_unref(session);
+    }
+    cold->service->io->ops->timer_destroy(cold->timer);
+    cold->timer = NULL;
+    if (cold->tier != NULL) {
+        struct kvd_cold *tier = cold->tier;
+        cold->tier = NULL; /* sessions that are freed from here on touch no record */
+        tier->ops->destroy(tier);
+    }
+}

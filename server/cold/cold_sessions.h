@@ -1,0 +1,158 @@
+/*
+ * Sessions and the cold tier: what is written behind, what comes back when it is needed, what a
+ * restart finds.
+ *
+ * Owner: service. Thread: loop only.
+ *
+ * Written are named sessions. Each block that is sealed in all layers (or a full sink) becomes one
+ * PAGE record, soon after it is complete; some times a second a MAP says how far the session is
+ * stored. So what a crash finds is what the last durable MAP says, a state that the session once
+ * had; whatever takes something back (Truncate, Drop) is durable before its reply
+ * (SEMANTICS.md 23). A clean stop writes what is not sealed as a TAIL, and loses nothing.
+ *
+ * A block whose pages are not in memory is COLD where a record has it. Operations say which blocks
+ * they need (struct kvd_session_op) and wait in the session's queue until those are loaded.
+ */
+#ifndef KVD_COLD_SESSIONS_H
+#define KVD_COLD_SESSIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <bsd/sys/queue.h>
+
+#include "lib/base/limits.h"
+#include "server/cold/cold.h"
+#include "server/cold/cold_copy.h"
+
+struct kvd_service;
+struct kvd_session;
+struct kvd_session_op;
+struct kvd_timer;
+
+/* Of one session, embedded in it. */
+struct kvd_session_cold {
+    TAILQ_ENTRY(kvd_session) dirty_link;
+    TAILQ_ENTRY(kvd_session) wait_link;
+    struct kvd_cold_id uid;              /* zero: nothing of it was ever put */
+    struct kvd_cold_record *session_rec; /* owned */
+    struct kvd_cold_record *map_rec;     /* owned: the newest */
+    struct kvd_cold_record *tail_rec;    /* owned: goes with the map */
+    struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
+    uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
+    struct kvd_cold_id tail_id; /* of tail_rec */
+    uint32_t next_block;        /* all before it are stored, or on their way */
+    uint32_t mapped_blocks;     /* of the last map that was put */
+    uint32_t restored_blocks;   /* of the missing range, in memory again */
+    uint32_t puts;              /* maps, tails, tombstones in flight */
+    bool is_dirty;              /* listed: something is to be written */
+    bool is_waiting;            /* listed: an operation waits for a load */
+    bool is_session_put;        /* its SESSION record is stored or on its way */
+    bool is_final_put;          /* the stop has put all of it */
+    bool is_final;              /* and that has ended */
+    bool is_tail_cold;          /* tail_rec holds rows that are not in memory */
+    bool is_buried;             /* a tombstone was put */
+    bool has_no_room;           /* the last load found no memory: admit, and miss */
+    bool is_tail_loading;
+};
+
+TAILQ_HEAD(kvd_cold_session_list, kvd_session);
+STAILQ_HEAD(kvd_spill_list, kvd_spill_put);
+
+struct kvd_cold_sessions {
+    struct kvd_service *service; /* borrowed */
+    struct kvd_cold *tier;       /* owned; NULL: no cold tier */
+    struct kvd_cold_found found;
+    struct kvd_timer *timer;              /* owned: write-behind, maps */
+    struct kvd_cold_session_list dirty;   /* each with a reference */
+    struct kvd_cold_session_list waiting; /* each with a reference */
+    struct kvd_spill_list retries;        /* owned: tombstones that failed; counted in puts */
+    uint64_t retry_ns;                    /* when they are put again */
+    uint64_t id_prefix;                   /* random: of this run */
+    uint64_t id_last;
+    uint8_t shape_is_put[KVARN_SHAPES_MAX / 8 + 1];
+    uint32_t puts;  /* in flight */
+    uint32_t loads; /* in flight */
+    bool is_armed;
+    bool is_flushing, is_closing, is_closed;
+    const char *flushed_name; /* borrowed: sessions up to it are written */
+    void (*flushed_cb)(void *ctx);
+    void *flushed_ctx; /* borrowed */
+};
+
+/*
+ * Open the tier of --cold-dir, if there is one, and bring its sessions back, cold. Blocks; before
+ * the loop runs. Returns 0 or as kvd_cold_segment_open().
+ */
+int kvd_cold_sessions_init(
+    struct kvd_cold_sessions *cold, struct kvd_service *service) KVARN_MUST_CHECK;
+
+/* Close the tier as it is: nothing may be in flight. Accepts a zeroed struct. */
+void kvd_cold_sessions_fini(struct kvd_cold_sessions *cold);
+
+/* Nothing is queued or in flight. */
+bool kvd_cold_sessions_is_idle(const struct kvd_cold_sessions *cold);
+
+/* The session has something new: write it in a while. Cheap; nothing without a tier. */
+void kvd_cold_note(struct kvd_session *session);
+
+/*
+ * Whether a block may go from memory: it can be read back, or the tier cannot take it. What is on
+ * its way there waits until it has arrived, and rows that are not sealed stay.
+ */
+bool kvd_cold_may_evict(const struct kvd_session *session, uint32_t block_idx);
+
+/* A block was exchanged for another of equal tokens: what is stored of the session names the old
+ * one. */
+void kvd_cold_changed(struct kvd_session *session, uint32_t block_idx);
+
+/*
+ * Write all of all named sessions, tails too, and close the tier; then `flushed_cb`, from a later
+ * turn. For the stop, when no operation is in flight.
+ */
+void kvd_cold_flush(struct kvd_cold_sessions *cold, void (*flushed_cb)(void *ctx), void *ctx);
+
+/* What the next two answer where nothing of the session is on disk. */
+#define KVD_COLD_NOTHING 1
+
+/*
+ * A session was cut: where that is below what a recovery would find, say so on disk. Returns 0:
+ * `done` comes from a later turn, with 0 or the error; KVD_COLD_NOTHING; or KVARN_E..., and it
+ * could not be said.
+ */
+int kvd_cold_cut(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx);
+
+/* The same for a session that is to be dropped. On failure it is as it was. */
+int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx);
+
+/* The session ends, or what it holds was exchanged: nothing of it may come back. */
+void kvd_cold_forget(struct kvd_session *session);
+
+/*
+ * Whether what an operation needs is in memory; starts the loads that it waits for. Called when it
+ * is first in its queue; the session is kicked when a load ends.
+ */
+bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op *op);
+
+/* cold_spill.c */
+
+/* Of the timer: write what is due. */
+void kvd_cold_timer_cb(void *ctx);
+
+/* Bury a session that is not in memory. */
+void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, uint32_t tenant_id);
+
+/* A new id, never used before. */
+struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold);
+
+/* cold_restore.c */
+
+/* Kick all sessions that wait for a load. */
+void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold);
+
+/* cold_reopen.c */
+
+/* Bring back what the tier found. Returns 0 or KVARN_ENOMEM. */
+int kvd_cold_reopen(struct kvd_cold_sessions *cold) KVARN_MUST_CHECK;
+
+#endif

@@ -1,0 +1,160 @@
+/*
+ * Tombstones: what was dropped, or exchanged, never comes back.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include <stdlib.h>
+
+#include "server/base/log.h"
+#include "server/cold/cold_spill.h"
+#include "server/service.h"
+
+/* What failed is not put again before this: disks that are full stay so for a while. */
+#define RETRY_MS 1000
+
+/* A record that a load may be reading is given up when that has ended. */
+static void victim_forget(struct kvd_spill_put *spill, unsigned i)
+{
+    bool is_tail = i == 2 && spill->session != NULL;
+
+    if (is_tail && spill->session->cold.is_tail_loading && spill->victims[i] != NULL) {
+        spill->session->cold.doomed_tail = spill->victims[i];
+    } else {
+        kvd_spill_forget(spill->cold, spill->victims[i]);
+    }
+}
+
+/* Nobody waits: the dropped session must not come back all the same. */
+static void retry_later(struct kvd_spill_put *spill, int err)
+{
+    struct kvd_cold_sessions *cold = spill->cold;
+
+    kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));
+    if (cold->is_flushing) {
+        kvd_spill_end(spill); /* the last chance was this one */
+        return;
+    }
+    if (STAILQ_EMPTY(&cold->retries)) {
+        struct kvd_io *io = cold->service->io;
+        cold->retry_ns = io->ops->now_ns(io) + RETRY_MS * UINT64_C(1000000);
+        kvd_spill_arm(cold, RETRY_MS);
+    }
+    STAILQ_INSERT_TAIL(&cold->retries, spill, retry_link);
+}
+
+void kvd_tombstones_retry(struct kvd_cold_sessions *cold)
+{
+    struct kvd_spill_list due = STAILQ_HEAD_INITIALIZER(due);
+    struct kvd_io *io = cold->service->io;
+    struct kvd_spill_put *spill;
+
+    if (STAILQ_EMPTY(&cold->retries)) {
+        return;
+    }
+    if (!cold->is_flushing && io->ops->now_ns(io) < cold->retry_ns) {
+        kvd_spill_arm(cold, RETRY_MS);
+        return;
+    }
+    STAILQ_CONCAT(&due, &cold->retries);
+    while ((spill = STAILQ_FIRST(&due)) != NULL) {
+        STAILQ_REMOVE_HEAD(&due, retry_link);
+        int err = cold->tier->ops->put(cold->tier, &spill->put);
+        if (err != 0) {
+            retry_later(spill, err);
+        }
+    }
+}
+
+static void tomb_done(struct kvd_cold_put *put, int err)
+{
+    struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
+    struct kvd_session *session = spill->session;
+    void (*done)(void *ctx, int err) = spill->done;
+    void *ctx = spill->ctx;
+
+    for (unsigned i = 0; i < 3 && err == 0; i++) {
+        victim_forget(spill, i);
+    }
+    if (err != 0 && done != NULL) {
+        /* The caller hears of it, and the session goes on as it was. */
+        session->cold.is_buried = false;
+        session->cold.session_rec = spill->victims[0];
+        session->cold.map_rec = spill->victims[1];
+        session->cold.tail_rec = spill->victims[2];
+    } else if (err != 0) {
+        retry_later(spill, err);
+        return;
+    }
+    struct kvd_cold_sessions *cold = spill->cold;
+    kvd_spill_end(spill);
+    if (done != NULL) {
+        done(ctx, err);
+    }
+    kvd_cold_kick_waiting(cold); /* what met the tail meanwhile */
+}
+
+int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx)
+{
+    struct kvd_cold_sessions *cold = &session->service->cold;
+    struct kvd_session_cold *sc = &session->cold;
+
+    if (cold->tier == NULL || (sc->uid.hi == 0 && sc->uid.lo == 0) || sc->is_buried ||
+        cold->is_flushing) {
+        return KVD_COLD_NOTHING;
+    }
+    struct kvd_spill_put *spill = kvd_spill_create(session, KVD_COLD_TOMBSTONE, tomb_done);
+    if (spill == NULL) {
+        return KVARN_ENOMEM;
+    }
+    spill->put.flags = KVD_COLD_BARRIER;
+    spill->done = done;
+    spill->ctx = ctx;
+    spill->victims[0] = sc->session_rec;
+    spill->victims[1] = sc->map_rec;
+    spill->victims[2] = sc->tail_rec;
+    int err = kvd_spill_start(spill);
+    if (err != 0) {
+        return err;
+    }
+    sc->is_buried = true;
+    sc->session_rec = NULL;
+    sc->map_rec = NULL;
+    sc->tail_rec = NULL;
+    return 0;
+}
+
+void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, uint32_t tenant_id)
+{
+    struct kvd_spill_put *spill = calloc(1, sizeof(*spill));
+
+    if (spill == NULL) {
+        return; /* the next start finds it again, and gives it up again */
+    }
+    spill->cold = cold;
+    spill->put = (struct kvd_cold_put){.type = KVD_COLD_TOMBSTONE,
+        .tenant_id = tenant_id,
+        .id = uid,
+        .flags = KVD_COLD_BARRIER,
+        .done = tomb_done};
+    (void)!kvd_spill_start(spill);
+}
+
+void kvd_cold_forget(struct kvd_session *session)
+{
+    struct kvd_session_cold *sc = &session->cold;
+
+    if (session->service->cold.tier == NULL) {
+        return;
+    }
+    int err = kvd_cold_bury(session, NULL, NULL);
+    if (err < 0) {
+        kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));
+    }
+    /* What it writes from now on is another session's. */
+    sc->uid = (struct kvd_cold_id){0};
+    sc->is_session_put = false;
+    sc->is_buried = false;
+    sc->mapped_tokens = 0;
+    sc->mapped_blocks = 0;
+    sc->next_block = 0;
+}

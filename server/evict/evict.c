@@ -1,0 +1,329 @@
+/*
+ * Eviction: watermarks, victims, slices.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include "server/evict/evict.h"
+
+#include "lib/base/xxh3.h"
+#include <stddef.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "server/evict/session_evict.h"
+#include "server/service.h"
+
+/*
+ * Layers of blocks that go before the clock and the policy are asked again: 32 of 8 heads of 128
+ * take some 80 us, nearly all of it for giving chunks back (kvarn-bench sessions).
+ */
+#define STEP_LAYERS 32
+
+/* Steps that a reservation makes itself before it leaves the rest to slices. */
+#define STEPS_AT_ONCE_MAX 32
+
+/* Uses that follow closer than the model's first age change nothing. */
+#define USE_GAP_NS UINT64_C(16000000)
+
+/* A token's place at which attention costs as much again as all else, as in an 8B model. */
+#define ATTENTION_TOKENS 32768
+
+uint64_t kvd_evictor_used_bytes(const struct kvd_service *service)
+{
+    const struct kvd_page_store *pages = &service->pages;
+    uint64_t page_bytes = 0;
+
+    for (unsigned i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
+        page_bytes += pages->classes[i].bytes;
+    }
+    KVARN_ASSERT(page_bytes <= pages->chunk_bytes);
+    return service->budget.used_bytes - (pages->chunk_bytes - page_bytes);
+}
+
+static struct kvd_session *session_of(const struct kvd_evict_entry *entry)
+{
+    uint8_t *at = (uint8_t *)(uintptr_t)entry;
+
+    return (void *)(at - offsetof(struct kvd_session, evict));
+}
+
+/* What going takes from its owner: tokens to compute again, the later the dearer. */
+static uint64_t cost_of(uint64_t tokens)
+{
+    return tokens + tokens * tokens / (2 * ATTENTION_TOKENS) + 1;
+}
+
+static void entry_weigh(struct kvd_session *session)
+{
+    struct kvd_evict_entry *entry = &session->evict;
+    const struct kvd_shape *shape = session->shape;
+    uint64_t blocks = kvd_session_block_count(session);
+    uint64_t missing = session->missing_last - session->missing_first;
+    uint64_t sealed = session->layers[0].sealed_blocks;
+    uint64_t tiles = sealed > missing ? sealed - missing : 0;
+    uint64_t open = blocks > sealed ? blocks - sealed : 0;
+    uint64_t bytes = (tiles + open) * shape->block_tiles_bytes + open * shape->block_rows_bytes + 1;
+    uint64_t cost = cost_of((blocks - missing) * shape->group);
+
+    entry->priority = session->lifetime.priority;
+    entry->priority_ns = session->lifetime.priority_ns;
+    if (entry->is_inserted) {
+        kvd_evict_update(session->service->evictor.policy, entry, bytes, cost);
+    } else {
+        entry->bytes = bytes;
+        entry->cost = cost;
+    }
+}
+
+static uint64_t key_of(const struct kvd_session *session)
+{
+    if (session->name == NULL) {
+        return session->epoch; /* it never comes back */
+    }
+    return XXH3_64bits_withSeed(session->name, strlen(session->name), session->tenant_id);
+}
+
+/* Not a candidate while all of it is pinned. */
+static void hold_if_pinned(struct kvd_evictor *evictor, struct kvd_session *session)
+{
+    const struct kvd_lifetime *lifetime = &session->lifetime;
+
+    if (lifetime->pinned_until_ns != 0 &&
+        kvd_session_block_count(session) <= lifetime->pinned_blocks) {
+        kvd_evict_hold(evictor->policy, &session->evict);
+    } else {
+        kvd_evict_release(evictor->policy, &session->evict);
+    }
+}
+
+void kvd_evictor_use(struct kvd_session *session)
+{
+    struct kvd_evictor *evictor = &session->service->evictor;
+    struct kvd_evict_entry *entry = &session->evict;
+    uint64_t now_ns = session->touched_ns;
+
+    if (evictor->policy == NULL || session->is_dropped || kvd_session_block_count(session) == 0) {
+        return;
+    }
+    evictor->last_used = session;
+    if (entry->is_inserted && now_ns - entry->used_ns < USE_GAP_NS) {
+        return;
+    }
+    if (!entry->is_inserted && kvd_session_next_victim(session) == UINT32_MAX &&
+        session->lifetime.pinned_until_ns == 0) {
+        return;
+    }
+    entry_weigh(session);
+    if (entry->is_inserted) {
+        kvd_evict_use(evictor->policy, entry, now_ns);
+    } else {
+        entry->key = key_of(session);
+        entry->group = session->name == NULL;
+        if (kvd_evict_insert(evictor->policy, entry, now_ns) != 0) {
+            return; /* no memory: it is no candidate until it is used again */
+        }
+    }
+    hold_if_pinned(evictor, session);
+}
+
+void kvd_evictor_update(struct kvd_session *session)
+{
+    struct kvd_evictor *evictor = &session->service->evictor;
+
+    if (evictor->policy != NULL && session->evict.is_inserted) {
+        entry_weigh(session);
+        hold_if_pinned(evictor, session);
+    }
+}
+
+static void entry_leave(
+    struct kvd_evictor *evictor, struct kvd_session *session, enum kvd_evict_reason reason)
+{
+    if (evictor->policy != NULL && session->evict.is_inserted) {
+        kvd_evict_remove(evictor->policy, &session->evict, reason);
+    }
+}
+
+void kvd_evictor_forget(struct kvd_session *session)
+{
+    struct kvd_evictor *evictor = &session->service->evictor;
+
+    entry_leave(evictor, session, KVD_EVICT_GONE);
+    if (evictor->last_used == session) {
+        evictor->last_used = NULL;
+    }
+}
+
+void kvd_evictor_count(
+    struct kvd_session *session, enum kvd_evict_cause cause, uint32_t blocks, uint64_t freed_bytes)
+{
+    static const enum kvd_metric causes[] = {
+        [KVD_EVICT_CAUSE_WATERMARK] = KVD_METRIC_evicted_blocks_watermark,
+        [KVD_EVICT_CAUSE_RESERVATION] = KVD_METRIC_evicted_blocks_reservation,
+        [KVD_EVICT_CAUSE_CALL] = KVD_METRIC_evicted_blocks_call};
+    struct kvd_metrics *metrics = &session->service->metrics;
+
+    kvd_metrics_add(metrics, causes[cause], blocks);
+    kvd_metrics_add(metrics, KVD_METRIC_evicted_bytes, freed_bytes);
+    kvd_metrics_add(metrics, KVD_METRIC_evicted_tokens, (uint64_t)blocks * session->shape->group);
+}
+
+struct search {
+    const struct kvd_session *spared[2];
+};
+
+static bool may_cb(void *ctx, const struct kvd_evict_entry *entry)
+{
+    const struct search *search = ctx;
+    const struct kvd_session *session = session_of(entry);
+
+    return session != search->spared[0] && session != search->spared[1] &&
+           !kvd_session_is_busy(session) && kvd_session_next_victim(session) != UINT32_MAX;
+}
+
+static struct kvd_session *victim_find(
+    struct kvd_evictor *evictor, const struct kvd_session *spared)
+{
+    const struct kvd_io *io = evictor->service->io;
+    struct search search = {.spared = {spared, evictor->last_used}};
+    struct kvd_evict_entry *entry = NULL;
+
+    if (evictor->policy != NULL) {
+        entry = kvd_evict_victim(
+            evictor->policy, io->ops->now_ns(evictor->service->io), may_cb, &search);
+    }
+    return entry == NULL ? NULL : session_of(entry);
+}
+
+/* Returns the blocks that went: 0, nobody could be evicted. */
+static uint32_t step(struct kvd_evictor *evictor, const struct kvd_session *spared,
+    enum kvd_evict_cause cause, uint64_t *ret_freed_bytes)
+{
+    struct kvd_session *session = victim_find(evictor, spared);
+
+    *ret_freed_bytes = 0;
+    if (session == NULL) {
+        return 0;
+    }
+    KVARN_ASSERT(!kvd_session_is_busy(session));
+    uint32_t count = 1 + (STEP_LAYERS - 1) / session->shape->layer_count;
+    uint32_t blocks = kvd_session_evict(session, count, ret_freed_bytes);
+    if (blocks == 0 || kvd_session_next_victim(session) == UINT32_MAX) {
+        entry_leave(evictor, session, KVD_EVICT_EVICTED);
+    } else {
+        entry_weigh(session);
+    }
+    kvd_evictor_count(session, cause, blocks, *ret_freed_bytes);
+    return blocks;
+}
+
+/* Pages that the prefix index lets go in one slice, at least. */
+#define INDEX_STEP_BYTES ((uint64_t)1 << 20)
+
+static bool has_reason(struct kvd_evictor *evictor)
+{
+    uint64_t used = kvd_evictor_used_bytes(evictor->service);
+
+    evictor->is_active = used > (evictor->is_active ? evictor->stop_bytes : evictor->start_bytes);
+    return evictor->is_active || evictor->wanted_bytes > 0;
+}
+
+static void slice_run(struct kvd_slice *slice)
+{
+    struct kvd_evictor *evictor = (void *)((uint8_t *)slice - offsetof(struct kvd_evictor, slice));
+    struct kvd_slices *slices = &evictor->service->sessions.slices;
+
+    /* What no session holds goes first, and what waits for the reaper frees memory too. */
+    if (has_reason(evictor)) {
+        uint64_t bytes =
+            evictor->wanted_bytes > INDEX_STEP_BYTES ? evictor->wanted_bytes : INDEX_STEP_BYTES;
+        (void)kvd_prefix_index_shrink(&evictor->service->prefixes, bytes);
+    }
+    while (has_reason(evictor) && !kvd_session_table_has_dead(&evictor->service->sessions)) {
+        bool is_wanted = evictor->wanted_bytes > 0;
+        uint64_t freed = 0;
+        uint32_t blocks = step(evictor, NULL,
+            is_wanted ? KVD_EVICT_CAUSE_RESERVATION : KVD_EVICT_CAUSE_WATERMARK, &freed);
+        if (blocks == 0) {
+            evictor->wanted_bytes = 0;
+            evictor->is_active = false;
+            return; /* the next reservation asks again */
+        }
+        evictor->wanted_bytes -= freed < evictor->wanted_bytes ? freed : evictor->wanted_bytes;
+        if (!kvd_slices_has_time(slices)) {
+            break;
+        }
+    }
+    if (has_reason(evictor)) {
+        kvd_slices_add(slices, slice);
+    }
+}
+
+static void slice_list(struct kvd_evictor *evictor)
+{
+    if (!evictor->slice.is_listed) {
+        kvd_slices_add(&evictor->service->sessions.slices, &evictor->slice);
+    }
+}
+
+void kvd_evictor_check(struct kvd_service *service)
+{
+    struct kvd_evictor *evictor = &service->evictor;
+
+    if (evictor->policy != NULL && has_reason(evictor)) {
+        slice_list(evictor);
+    }
+}
+
+bool kvd_evictor_make_room(
+    struct kvd_service *service, const struct kvd_session *session, uint64_t bytes)
+{
+    struct kvd_evictor *evictor = &service->evictor;
+    uint64_t freed_sum = 0;
+
+    for (unsigned n = 0; n < STEPS_AT_ONCE_MAX && freed_sum < bytes; n++) {
+        uint64_t freed;
+        if (step(evictor, session, KVD_EVICT_CAUSE_RESERVATION, &freed) == 0) {
+            break;
+        }
+        freed_sum += freed;
+    }
+    return freed_sum > 0;
+}
+
+bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes)
+{
+    struct kvd_evictor *evictor = &service->evictor;
+
+    if (victim_find(evictor, NULL) == NULL) {
+        return false;
+    }
+    evictor->wanted_bytes = bytes > evictor->wanted_bytes ? bytes : evictor->wanted_bytes;
+    slice_list(evictor);
+    return true;
+}
+
+int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service)
+{
+    const struct kvd_config *config = service->config;
+    enum kvd_evict_kind kind;
+    uint64_t percent = config->memory_limit / 100;
+    uint64_t free_percent =
+        config->evict_free < config->evict_start ? config->evict_free : config->evict_start;
+
+    *evictor = (struct kvd_evictor){.service = service};
+    evictor->slice.run = slice_run;
+    evictor->start_bytes = percent * config->evict_start;
+    evictor->stop_bytes = percent * (config->evict_start - free_percent);
+    if (strcmp(config->evict_policy, "none") == 0) {
+        return 0;
+    }
+    int err = kvd_evict_kind_parse(config->evict_policy, &kind);
+    return err != 0 ? err : kvd_evict_policy_create(kind, 1, &evictor->policy);
+}
+
+void kvd_evictor_fini(struct kvd_evictor *evictor)
+{
+    kvd_evict_policy_destroy(evictor->policy);
+    *evictor = (struct kvd_evictor){0};
+}

@@ -1,0 +1,80 @@
+/*
+ * Eviction: when memory runs short, takes blocks of the sessions that are worth least out of it.
+ *
+ * Owner: service. Thread: loop only.
+ *
+ * Begins when what is in use exceeds --evict-start percent of the limit, and frees --evict-free
+ * percent of it below that; also when a reservation fails. The policy (evict_policy.h) names the
+ * session; a few blocks of it go (session_evict.h), then the policy is asked again. Never a session
+ * with work queued or in flight, never the one that was used last, never what is pinned. Pages that
+ * readers in flight hold are freed when those let go.
+ *
+ * There is one tenant today; policies are kept by tenant, so that a tenant that needs memory takes
+ * it from itself first.
+ */
+#ifndef KVD_EVICT_H
+#define KVD_EVICT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/evict/evict_policy.h"
+#include "server/session/session.h"
+
+struct kvd_evictor {
+    struct kvd_service *service;     /* borrowed */
+    struct kvd_evict_policy *policy; /* owned, of the one tenant there is; NULL: no eviction */
+    struct kvd_session *last_used;   /* borrowed: used last; NULL: gone */
+    struct kvd_slice slice;          /* listed while there is something to do */
+    uint64_t start_bytes;            /* in use: eviction begins above */
+    uint64_t stop_bytes;             /* and ends below */
+    uint64_t wanted_bytes;           /* of reservations that failed */
+    bool is_active;                  /* between the two marks */
+};
+
+/* Why blocks went; metrics tell them apart. */
+enum kvd_evict_cause {
+    KVD_EVICT_CAUSE_WATERMARK,
+    KVD_EVICT_CAUSE_RESERVATION,
+    KVD_EVICT_CAUSE_CALL,
+};
+
+/* Returns 0; KVARN_ENOMEM; KVARN_EINVALID for an unknown policy. */
+int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service) KVARN_MUST_CHECK;
+
+/* All sessions are gone. Accepts a zeroed struct. */
+void kvd_evictor_fini(struct kvd_evictor *evictor);
+
+/* The session is used now. */
+void kvd_evictor_use(struct kvd_session *session);
+
+/* Its pin or its priority changed. */
+void kvd_evictor_update(struct kvd_session *session);
+
+/* It is dropped, or ends. */
+void kvd_evictor_forget(struct kvd_session *session);
+
+/* Memory was taken: begin to evict if there is reason to. A few comparisons. */
+void kvd_evictor_check(struct kvd_service *service);
+
+/*
+ * A reservation of `bytes` failed, for `session` (NULL: none), which is no victim: evict about as
+ * much at once, some blocks at most. Returns whether anything was freed.
+ */
+bool kvd_evictor_make_room(
+    struct kvd_service *service, const struct kvd_session *session, uint64_t bytes);
+
+/*
+ * The same in later slices; returns whether there is somebody to evict, so that trying again makes
+ * sense.
+ */
+bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes);
+
+/* Count blocks of a session that went. */
+void kvd_evictor_count(
+    struct kvd_session *session, enum kvd_evict_cause cause, uint32_t blocks, uint64_t freed_bytes);
+
+/* Memory in use: what is charged, less the slots of page chunks that are free. */
+uint64_t kvd_evictor_used_bytes(const struct kvd_service *service);
+
+#endif

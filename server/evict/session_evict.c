@@ -1,0 +1,182 @@
+/*
+ * Taking blocks of a session out of memory.
+ *
+ * Owner: session. Thread: loop only.
+ */
+#include "server/evict/session_evict.h"
+
+#include <inttypes.h>
+
+#include "lib/base/assert.h"
+#include "server/service.h"
+#include "server/session/session_blocks.h"
+
+void kvd_session_missing_tokens(
+    const struct kvd_session *session, uint64_t *ret_first, uint64_t *ret_last)
+{
+    uint64_t first = (uint64_t)session->missing_first * session->shape->group;
+    uint64_t last = (uint64_t)session->missing_last * session->shape->group;
+    uint64_t length = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        length = length > session->layers[i].length ? length : session->layers[i].length;
+    }
+    *ret_last = last < length ? last : length;
+    *ret_first = first < *ret_last ? first : *ret_last;
+}
+
+bool kvd_session_is_busy(const struct kvd_session *session)
+{
+    bool is_busy = !TAILQ_EMPTY(&session->ops) || session->is_kicking;
+
+    for (uint32_t i = 0; i < session->shape->layer_count && !is_busy; i++) {
+        is_busy = session->layers[i].pending > 0;
+    }
+    return is_busy;
+}
+
+/* Leading blocks that are sealed in all layers, or full sinks. */
+static uint32_t sealed_blocks(const struct kvd_session *session)
+{
+    uint32_t sealed = kvd_session_block_count(session);
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        if (session->layers[i].sealed_blocks < sealed) {
+            sealed = session->layers[i].sealed_blocks;
+        }
+    }
+    return sealed;
+}
+
+/* The last block of the missing range that a load brought back, or UINT32_MAX. */
+static uint32_t restored_last(const struct kvd_session *session, uint32_t kept)
+{
+    for (uint32_t b = session->missing_last; b > session->missing_first && b > kept; b--) {
+        const struct kvd_block *block = kvd_session_block(session, b - 1);
+        if (block != NULL && block->state == KVD_BLOCK_RESIDENT) {
+            return b - 1;
+        }
+    }
+    return UINT32_MAX;
+}
+
+static uint32_t victim_of(const struct kvd_session *session)
+{
+    uint32_t kept = session->lifetime.pinned_blocks;
+    uint32_t sealed = sealed_blocks(session);
+    uint32_t first = session->missing_first, last = session->missing_last;
+
+    if (session->cold.restored_blocks > 0) {
+        uint32_t b = restored_last(session, kept);
+        if (b != UINT32_MAX) {
+            return b;
+        }
+    }
+
+    if (!kvd_session_has_missing(session)) {
+        if (sealed > kept) {
+            return sealed - 1;
+        }
+        return kept == 0 && kvd_session_block_count(session) > 0 ? 0 : UINT32_MAX;
+    }
+    if (last < sealed) {
+        return last >= kept ? last : UINT32_MAX;
+    }
+    if (first > kept) {
+        return first - 1;
+    }
+    return first == 0 && kept == 0 && last < kvd_session_block_count(session) ? last : UINT32_MAX;
+}
+
+uint32_t kvd_session_next_victim(const struct kvd_session *session)
+{
+    uint32_t block_idx = victim_of(session);
+
+    return block_idx == UINT32_MAX || kvd_cold_may_evict(session, block_idx) ? block_idx
+                                                                             : UINT32_MAX;
+}
+
+uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t *ret_freed_bytes)
+{
+    uint32_t evicted = 0;
+
+    for (uint32_t b; evicted < count && (b = kvd_session_next_victim(session)) != UINT32_MAX;) {
+        if (kvd_session_strip_block(
+                session, b, KVARND__MISS_REASON__MISS_EVICTED, ret_freed_bytes) != 0) {
+            break;
+        }
+        if (!kvd_session_has_missing(session)) {
+            session->missing_first = b;
+            session->missing_last = b + 1;
+        } else if (b >= session->missing_first && b < session->missing_last) {
+            session->cold.restored_blocks -= session->cold.restored_blocks > 0 ? 1 : 0;
+        } else if (b == session->missing_last) {
+            session->missing_last++;
+        } else {
+            KVARN_ASSERT(b + 1 == session->missing_first);
+            session->missing_first--;
+        }
+        evicted++;
+    }
+    return evicted;
+}
+
+static int fail_missing(const struct kvd_session *session, uint32_t layer, uint32_t block_idx,
+    uint64_t tokens, struct kvd_failure *why)
+{
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    struct kvd_metrics *metrics = &session->service->metrics;
+    uint64_t missing_first, missing_last;
+
+    kvd_session_missing_tokens(session, &missing_first, &missing_last);
+    /* A cold one could not be loaded for want of memory. */
+    why->reason = block->state == KVD_BLOCK_MISSING ? (Kvarnd__MissReason)block->miss_reason
+                                                    : KVARND__MISS_REASON__MISS_EVICTED;
+    kvd_metrics_add(metrics, KVD_METRIC_misses_evicted, 1);
+    kvd_metrics_add(metrics, KVD_METRIC_tokens_missed_evicted, tokens);
+    return kvd_fail(why, KVARN_EMISS,
+        "tokens %" PRIu64 " to %" PRIu64 " of layer %" PRIu32 " were evicted", missing_first,
+        missing_last - 1, layer);
+}
+
+int kvd_session_check_present(const struct kvd_session *session, uint32_t layer, uint64_t first,
+    uint64_t last, struct kvd_failure *why)
+{
+    uint32_t group = session->shape->group;
+
+    if (!kvd_session_has_missing(session) || first >= last) {
+        return 0;
+    }
+    uint32_t from = (uint32_t)(first / group);
+    uint32_t to = (uint32_t)((last - 1) / group) + 1;
+    from = from > session->missing_first ? from : session->missing_first;
+    to = to < session->missing_last ? to : session->missing_last;
+    for (uint32_t b = from; b < to; b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
+            return fail_missing(session, layer, b, last - first, why);
+        }
+    }
+    return 0;
+}
+
+int kvd_session_check_tail(
+    const struct kvd_session *session, uint32_t layer, struct kvd_failure *why)
+{
+    const struct kvd_layer *ly = &session->layers[layer];
+
+    return kvd_session_check_present(
+        session, layer, (uint64_t)ly->sealed_blocks * session->shape->group, ly->length + 1, why);
+}
+
+void kvd_session_trim_missing(struct kvd_session *session)
+{
+    uint32_t count = kvd_session_block_count(session);
+
+    if (session->missing_last > count) {
+        session->missing_last = count;
+    }
+    if (session->missing_first >= session->missing_last) {
+        session->missing_first = session->missing_last = 0;
+    }
+}

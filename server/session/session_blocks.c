@@ -1,0 +1,513 @@
+/*
+ * The block table of a session: reserving, copying on write, dropping.
+ *
+ * Owner: session. Thread: loop only.
+ */
+#include "server/session/session_blocks.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "lib/base/limits.h"
+#include "server/evict/session_evict.h"
+#include "server/service.h"
+
+/* A full daemon with work in flight answers RETRY_LATER with this. */
+#define SPACE_RETRY_MS 20
+
+/* Layers of blocks that a trim frees itself: some tens of microseconds (SEMANTICS.md 18). */
+#define TRIM_LAYERS_MAX 128
+
+int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd_failure *why)
+{
+    const struct kvd_budget *budget = &service->budget;
+
+    /* What only the prefix index holds goes first, in slices; not for what never fits. */
+    if (bytes <= budget->limit_bytes) {
+        (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
+    }
+    if (kvd_workers_backlog(service->workers) > 0 ||
+        kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes) ||
+        !kvd_cold_sessions_is_idle(&service->cold)) {
+        why->retry_after_ms = SPACE_RETRY_MS;
+        return kvd_fail(why, KVARN_ERETRY_LATER,
+            "%" PRIu64 " of %" PRIu64 " bytes in use; work in progress may free some, %zu needed",
+            budget->used_bytes, budget->limit_bytes, bytes);
+    }
+    return kvd_fail(why, KVARN_ENOSPC, "%" PRIu64 " of %" PRIu64 " bytes in use, %zu more needed",
+        budget->used_bytes, budget->limit_bytes, bytes);
+}
+
+static int page_take(struct kvd_session *session, size_t bytes, enum kvd_page_class page_class,
+    struct kvd_page **ret)
+{
+    return kvd_page_take(&session->service->pages, session->tenant_id, bytes, page_class, ret);
+}
+
+static enum kvd_page_class rows_class(const struct kvd_session *session, uint32_t block_idx)
+{
+    return block_idx < kvd_session_sink_blocks(session) ? KVD_PAGE_SINK : KVD_PAGE_TAIL;
+}
+
+/* A block that nobody else holds, to be changed. */
+static struct kvd_block *own_block_at(const struct kvd_session *session, uint32_t block_idx)
+{
+    KVARN_ASSERT(block_idx < session->table.count);
+    KVARN_ASSERT(session->table.spans[block_idx / KVD_SPAN_BLOCKS]->refs == 1);
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    KVARN_ASSERT(block != NULL && block->refs == 1);
+    return block;
+}
+
+/* What a block of the session's own holds is about to change: its record is of something else. */
+static void cold_part(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    kvd_cold_copy_unref(session->service, block->cold);
+    block->cold = NULL;
+}
+
+struct kvd_page *kvd_session_swap_rows(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows)
+{
+    struct kvd_block *block = own_block_at(session, block_idx);
+    struct kvd_page *old = block->layers[layer].rows;
+    uint32_t change = (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
+
+    block->rows_count += change;
+    if (block_idx >= kvd_session_sink_blocks(session)) {
+        session->layers[layer].tail_pages += change;
+    }
+    block->layers[layer].rows = rows;
+    if (rows != NULL) {
+        cold_part(session, block_idx);
+    }
+    return old;
+}
+
+struct kvd_page *kvd_session_swap_tiles(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *tiles)
+{
+    struct kvd_block_layer *bl = &own_block_at(session, block_idx)->layers[layer];
+    struct kvd_page *old = bl->tiles;
+
+    bl->tiles = tiles;
+    if (tiles != NULL) {
+        cold_part(session, block_idx);
+    }
+    return old;
+}
+
+void kvd_session_name_block(struct kvd_session *session, uint32_t block_idx, const uint8_t *name)
+{
+    memcpy(own_block_at(session, block_idx)->name, name, KVD_BLOCK_NAME_BYTES);
+}
+
+static int block_fill(
+    struct kvd_session *session, struct kvd_block *block, uint32_t block_idx, enum kvd_reserve kind)
+{
+    const struct kvd_shape *shape = session->shape;
+    bool is_sink = block_idx < kvd_session_sink_blocks(session);
+
+    for (uint32_t i = 0; i < shape->layer_count; i++) {
+        const struct kvd_layer_shape *ls = &shape->layers[i];
+        struct kvd_block_layer *bl = &block->layers[i];
+        int err = 0;
+        if (is_sink || kind == KVD_RESERVE_ROWS) {
+            err =
+                page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &bl->rows);
+            block->rows_count += err == 0 ? 1 : 0;
+        }
+        if (err == 0 && !is_sink) {
+            err = page_take(session, ls->tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
+        }
+        if (err != 0) {
+            return err;
+        }
+    }
+    return 0;
+}
+
+/* Count a block's rows pages in (+1) or out (-1) of its layers. */
+static void block_count_tails(
+    struct kvd_session *session, const struct kvd_block *block, uint32_t block_idx, int sign)
+{
+    if (block == NULL || block->rows_count == 0 || block_idx < kvd_session_sink_blocks(session)) {
+        return;
+    }
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        if (block->layers[i].rows != NULL) {
+            session->layers[i].tail_pages += (uint32_t)sign;
+        }
+    }
+}
+
+static int block_push(struct kvd_session *session, enum kvd_reserve kind)
+{
+    struct kvd_service *service = session->service;
+    uint32_t block_idx = session->table.count;
+    struct kvd_block *block = kvd_block_create(service, session->shape->layer_count);
+
+    if (block == NULL) {
+        return KVARN_ENOSPC;
+    }
+    int err = block_fill(session, block, block_idx, kind);
+    if (err != 0) {
+        kvd_block_unref(service, block);
+        return err;
+    }
+    block_count_tails(session, block, block_idx, 1);
+    kvd_block_table_push(&session->table, block);
+    return 0;
+}
+
+static int block_add(struct kvd_session *session, enum kvd_reserve kind)
+{
+    int err = kvd_block_table_reserve(session->service, &session->table);
+
+    return err != 0 ? err : block_push(session, kind);
+}
+
+int kvd_session_add_block(
+    struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why)
+{
+    const struct kvd_shape *shape = session->shape;
+    size_t bytes =
+        shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0);
+    int err = block_add(session, kind);
+
+    if (err != 0 && kvd_evictor_make_room(session->service, session, bytes)) {
+        err = block_add(session, kind);
+    }
+    if (err == 0) {
+        kvd_evictor_check(session->service);
+        return 0;
+    }
+    return kvd_session_fail_space(session->service, bytes, why);
+}
+
+/* Copies of shared blocks. */
+
+/*
+ * The pages of a copy: sealed tiles and rows by reference, other tiles anew. `copy` is the
+ * session's to unref when this fails.
+ */
+static int copy_fill(struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block,
+    struct kvd_block *copy)
+{
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        const struct kvd_block_layer *from = &block->layers[i];
+        struct kvd_block_layer *to = &copy->layers[i];
+        int err = 0;
+        if (from->rows != NULL) {
+            to->rows = kvd_page_ref(from->rows);
+        }
+        if (from->tiles != NULL && block_idx < session->layers[i].sealed_blocks) {
+            to->tiles = kvd_page_ref(from->tiles);
+        } else if (from->tiles != NULL) {
+            err = page_take(
+                session, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &to->tiles);
+        }
+        if (err != 0) {
+            return err;
+        }
+    }
+    copy->layers_kept = block->layers_kept;
+    /* A load is of the block that it began with. */
+    copy->state = block->state == KVD_BLOCK_LOADING ? KVD_BLOCK_COLD : block->state;
+    copy->miss_reason = block->miss_reason;
+    copy->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
+    copy->rows_count = block->rows_count;
+    memcpy(copy->name, block->name, sizeof(copy->name));
+    return 0;
+}
+
+/* A spare for each layer whose next row goes to this block and whose rows others see; or none. */
+static int spares_take(
+    struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block)
+{
+    uint64_t taken[KVARN_LAYERS_MAX / 64] = {0};
+    int err = 0;
+
+    for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
+        struct kvd_layer *ly = &session->layers[i];
+        const struct kvd_page *rows = block->layers[i].rows;
+        if (rows == NULL || rows->refs == 1 || ly->spare_rows != NULL ||
+            ly->length / session->shape->group != block_idx) {
+            continue;
+        }
+        err = page_take(session, session->shape->layers[i].rows_page_bytes,
+            rows_class(session, block_idx), &ly->spare_rows);
+        taken[i / 64] |= (uint64_t)(err == 0) << (i % 64);
+    }
+    for (uint32_t i = 0; i < block->layer_count && err != 0; i++) {
+        if ((taken[i / 64] >> (i % 64) & 1) != 0) {
+            kvd_session_drop_spare(session, i);
+        }
+    }
+    return err;
+}
+
+static int copy_make(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_service *service = session->service;
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    struct kvd_block *copy = kvd_block_create(service, block->layer_count);
+
+    if (copy == NULL) {
+        return KVARN_ENOSPC;
+    }
+    int err = copy_fill(session, block_idx, block, copy);
+    if (err == 0) {
+        err = spares_take(session, block_idx, block);
+    }
+    if (err != 0) {
+        kvd_block_unref(service, copy);
+        return err;
+    }
+    kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, copy));
+    return 0;
+}
+
+int kvd_session_own_span(struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why)
+{
+    if (kvd_block_table_own_span(session->service, &session->table, block_idx) != 0) {
+        return kvd_session_fail_space(session->service, sizeof(struct kvd_span), why);
+    }
+    return 0;
+}
+
+int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why)
+{
+    if (block_idx >= kvd_session_block_count(session)) {
+        return 0;
+    }
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    int err = kvd_session_own_span(session, block_idx, why);
+
+    /* A span that was shared held one reference: the copy holds another. */
+    if (err != 0 || block == NULL || block->refs == 1) {
+        return err;
+    }
+    if (copy_make(session, block_idx) != 0) {
+        return kvd_session_fail_space(session->service,
+            session->shape->block_tiles_bytes + session->shape->block_rows_bytes, why);
+    }
+    return 0;
+}
+
+static void page_strip(
+    struct kvd_service *service, struct kvd_page *page, uint64_t *ret_freed_bytes)
+{
+    if (page != NULL && page->refs == 1) {
+        *ret_freed_bytes += kvd_page_bytes(page);
+    }
+    kvd_page_unref(&service->pages, page);
+}
+
+/* The pages of a block that nobody else holds. */
+static void block_strip(
+    struct kvd_service *service, struct kvd_block *block, uint64_t *ret_freed_bytes)
+{
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        page_strip(service, block->layers[i].rows, ret_freed_bytes);
+        page_strip(service, block->layers[i].tiles, ret_freed_bytes);
+        block->layers[i] = (struct kvd_block_layer){0};
+    }
+    block->rows_count = 0;
+}
+
+int kvd_session_strip_block(
+    struct kvd_session *session, uint32_t block_idx, int miss_reason, uint64_t *ret_freed_bytes)
+{
+    struct kvd_service *service = session->service;
+    int err = kvd_block_table_own_span(service, &session->table, block_idx);
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    if (err != 0 || block == NULL) {
+        return err; /* or all layers dropped it: nothing is missing */
+    }
+    if (block->refs > 1) {
+        struct kvd_block *stub = kvd_block_create(service, block->layer_count);
+        if (stub == NULL) {
+            return KVARN_ENOSPC;
+        }
+        stub->layers_kept = block->layers_kept;
+        stub->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
+        block_count_tails(session, block, block_idx, -1);
+        kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, stub));
+        block = stub;
+    } else {
+        block_count_tails(session, block, block_idx, -1);
+        block_strip(service, block, ret_freed_bytes);
+    }
+    for (uint32_t i = 0; i < block->layer_count; i++) {
+        if (session->layers[i].length / session->shape->group == block_idx) {
+            kvd_session_drop_spare(session, i);
+        }
+    }
+    block->state = kvd_cold_copy_is_durable(block->cold) ? KVD_BLOCK_COLD : KVD_BLOCK_MISSING;
+    block->miss_reason = (uint8_t)miss_reason;
+    return 0;
+}
+
+void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
+{
+    kvd_page_unref(&session->service->pages, session->layers[layer].spare_rows);
+    session->layers[layer].spare_rows = NULL;
+}
+
+/*
+ * A page for the layer's rows: the spare, which was taken for this, or another. Where shared rows
+ * are to be copied the other layers of the block will meet the same, and find a spare each.
+ */
+static int rows_take(
+    struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page **ret)
+{
+    struct kvd_layer *ly = &session->layers[layer];
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+
+    if (ly->spare_rows == NULL && block->layers[layer].rows != NULL) {
+        int err = spares_take(session, block_idx, block);
+        if (err != 0) {
+            return err;
+        }
+    }
+    if (ly->spare_rows != NULL) {
+        *ret = ly->spare_rows;
+        ly->spare_rows = NULL;
+        return 0;
+    }
+    return page_take(session, session->shape->layers[layer].rows_page_bytes,
+        rows_class(session, block_idx), ret);
+}
+
+int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
+    uint32_t row_first, struct kvd_page **ret_copied, struct kvd_failure *why)
+{
+    const struct kvd_layer_shape *ls = &session->shape->layers[layer];
+    struct kvd_page *old = own_block_at(session, block_idx)->layers[layer].rows;
+
+    if (old != NULL && (old->refs == 1 || old->filled_tokens <= row_first)) {
+        kvd_session_drop_spare(session, layer);
+        cold_part(session, block_idx);
+        *ret_copied = NULL;
+        return 0;
+    }
+    struct kvd_page *page;
+    int err = rows_take(session, layer, block_idx, &page);
+    if (err != 0 && old != NULL) {
+        why->retry_after_ms = SPACE_RETRY_MS;
+        return kvd_fail(why, KVARN_ERETRY_LATER,
+            "the rows that block %" PRIu32 " of layer %" PRIu32 " had before are still being read,"
+            " and there is no room for a copy",
+            block_idx, layer);
+    }
+    if (err != 0) {
+        return kvd_session_fail_space(session->service, ls->rows_page_bytes, why);
+    }
+    page->filled_tokens = old == NULL ? 0 : (uint16_t)row_first;
+    *ret_copied = kvd_session_swap_rows(session, layer, block_idx, page);
+    return 0;
+}
+
+void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
+{
+    KVARN_ASSERT(kvd_session_block(session, block_idx)->layers[layer].tiles != NULL);
+    kvd_page_unref(
+        &session->service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
+}
+
+/* Take the last span out whole, with what its blocks count. */
+static void trim_span(struct kvd_session *session)
+{
+    uint32_t last = session->table.count - 1;
+
+    for (uint32_t b = last / KVD_SPAN_BLOCKS * KVD_SPAN_BLOCKS; b <= last; b++) {
+        block_count_tails(session, kvd_session_block(session, b), b, -1);
+    }
+    kvd_block_table_pop_span(session->service, &session->table);
+}
+
+void kvd_session_trim(struct kvd_session *session)
+{
+    struct kvd_service *service = session->service;
+    size_t layers = 0;
+    uint64_t end = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        if (session->layers[i].pending_length > end) {
+            end = session->layers[i].pending_length;
+        }
+    }
+    uint64_t needed = (end + session->shape->group - 1) / session->shape->group;
+    while (session->table.count > needed) {
+        uint32_t last = session->table.count - 1;
+        bool is_whole = last / KVD_SPAN_BLOCKS * KVD_SPAN_BLOCKS >= needed;
+        bool is_shared = kvd_block_table_last_is_shared(&session->table);
+        if (is_whole && (is_shared || layers >= TRIM_LAYERS_MAX)) {
+            trim_span(session);
+            continue;
+        }
+        struct kvd_block *block = kvd_block_table_pop(service, &session->table);
+        block_count_tails(session, block, last, -1);
+        if (layers >= TRIM_LAYERS_MAX) {
+            kvd_block_unref_later(service, block);
+        } else {
+            kvd_block_unref(service, block);
+        }
+        layers += session->shape->layer_count;
+    }
+    kvd_session_trim_missing(session);
+}
+
+uint32_t kvd_session_window_blocks(
+    const struct kvd_session *session, uint32_t layer, uint64_t length)
+{
+    const struct kvd_shape *shape = session->shape;
+    uint64_t window = shape->layers[layer].window;
+    uint64_t kept = window + shape->group + session->options.seal_lag;
+
+    return window == 0 || length <= kept ? 0 : (uint32_t)((length - kept) / shape->group);
+}
+
+int kvd_session_own_window(
+    struct kvd_session *session, uint32_t layer, uint64_t length, struct kvd_failure *why)
+{
+    uint32_t dropped = kvd_session_window_blocks(session, layer, length);
+    int err = 0;
+
+    for (uint32_t b = session->layers[layer].dropped_blocks; b < dropped && err == 0; b++) {
+        err = kvd_session_own_block(session, b, why);
+    }
+    return err;
+}
+
+static void block_layer_drop(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
+{
+    struct kvd_service *service = session->service;
+    struct kvd_block *block = own_block_at(session, block_idx);
+
+    kvd_page_unref(&service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
+    kvd_page_unref(&service->pages, kvd_session_swap_tiles(session, layer, block_idx, NULL));
+    KVARN_ASSERT(block->layers_kept > 0);
+    block->layers_kept--;
+    if (block->layers_kept == 0) {
+        kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, NULL));
+    }
+}
+
+void kvd_session_drop_window(struct kvd_session *session, uint32_t layer)
+{
+    struct kvd_layer *ly = &session->layers[layer];
+    uint32_t dropped = kvd_session_window_blocks(session, layer, ly->length);
+
+    while (ly->dropped_blocks < dropped) {
+        block_layer_drop(session, layer, ly->dropped_blocks);
+        ly->dropped_blocks++;
+    }
+}

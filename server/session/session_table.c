@@ -1,0 +1,242 @@
+/*
+ * All named sessions, by (tenant, name), in order; and the reaper of dropped ones.
+ *
+ * Owner: service. Thread: loop only.
+ */
+#include "server/session/session_table.h"
+
+#include "lib/base/xxh3.h"
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/assert.h"
+#include "server/service.h"
+#include "server/session/session_blocks.h"
+
+/*
+ * What one turn frees: freeing a page costs some 10 to 100 ns, and giving a chunk back to the
+ * system some microseconds, so that the clock decides, after each block, within the 1 ms of
+ * SEMANTICS.md 11.
+ */
+#define REAP_NS_PER_TURN UINT64_C(250000)
+
+/* Enough that a hundred thousand sessions stand almost alone; memory not used is not resident. */
+#define BUCKETS 65536u
+
+static struct kvd_session_bucket *bucket_of(
+    const struct kvd_session_table *table, uint32_t tenant_id, const char *name)
+{
+    uint64_t hash = XXH3_64bits_withSeed(name, strlen(name), table->hash_seed + tenant_id);
+
+    return &table->buckets[hash % BUCKETS];
+}
+
+static int session_compare(const struct kvd_session *a, const struct kvd_session *b)
+{
+    if (a->tenant_id != b->tenant_id) {
+        return a->tenant_id < b->tenant_id ? -1 : 1;
+    }
+    return strcmp(a->name, b->name);
+}
+
+/* Not every function of a tree is needed. */
+RB_GENERATE_INTERNAL(
+    kvd_session_tree, kvd_session, name_link, session_compare, __attribute__((unused)) static)
+
+static uint64_t now_ns(const struct kvd_session_table *table)
+{
+    return table->io->ops->now_ns(table->io);
+}
+
+bool kvd_session_table_has_dead(const struct kvd_session_table *table)
+{
+    return !LIST_EMPTY(&table->dead) || !SLIST_EMPTY(&table->dead_spans) ||
+           !SLIST_EMPTY(&table->dead_blocks);
+}
+
+/* Free one block, or a session, whose blocks then follow. */
+static void reap_one(struct kvd_session_table *table)
+{
+    struct kvd_block *block = SLIST_FIRST(&table->dead_blocks);
+    struct kvd_span *span = SLIST_FIRST(&table->dead_spans);
+    struct kvd_session *session = LIST_FIRST(&table->dead);
+
+    if (block != NULL) {
+        SLIST_REMOVE_HEAD(&table->dead_blocks, dead_link);
+        kvd_block_destroy(table->service, block);
+    } else if (span != NULL) {
+        SLIST_REMOVE_HEAD(&table->dead_spans, dead_link);
+        if (!kvd_span_free_some(table->service, span)) {
+            SLIST_INSERT_HEAD(&table->dead_spans, span, dead_link);
+        }
+    } else {
+        LIST_REMOVE(session, dead_link);
+        kvd_session_free(session);
+    }
+}
+
+static void reap_soon(struct kvd_session_table *table)
+{
+    if (!table->reap_slice.is_listed && kvd_session_table_has_dead(table)) {
+        kvd_slices_add(&table->slices, &table->reap_slice);
+    }
+}
+
+static void reap_slice_run(struct kvd_slice *slice)
+{
+    struct kvd_session_table *table =
+        (void *)((uint8_t *)slice - offsetof(struct kvd_session_table, reap_slice));
+    uint64_t start_ns = now_ns(table);
+
+    while (kvd_session_table_has_dead(table) && now_ns(table) - start_ns < REAP_NS_PER_TURN) {
+        reap_one(table);
+    }
+    if (kvd_session_table_has_dead(table)) {
+        reap_soon(table);
+    }
+}
+
+int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *service)
+{
+    struct kvd_io *io = service->io;
+
+    table->service = service;
+    table->io = io;
+    RB_INIT(&table->named);
+    LIST_INIT(&table->all);
+    LIST_INIT(&table->dead);
+    SLIST_INIT(&table->dead_spans);
+    SLIST_INIT(&table->dead_blocks);
+    table->reap_slice.run = reap_slice_run;
+    table->count = 0;
+    table->count_max = (uint32_t)service->config->sessions_max;
+    table->buckets = calloc(BUCKETS, sizeof(table->buckets[0]));
+    if (table->buckets == NULL) {
+        return KVARN_ENOMEM;
+    }
+    /* A random start: an epoch that a client kept from an earlier run matches nothing. */
+    int err = io->ops->random(io, &table->epoch_last, sizeof(table->epoch_last));
+    if (err == 0) {
+        err = io->ops->random(io, &table->hash_seed, sizeof(table->hash_seed));
+    }
+    if (err != 0) {
+        return err;
+    }
+    table->epoch_last >>= 1; /* room to count up */
+    return kvd_slices_init(&table->slices, io);
+}
+
+void kvd_session_table_fini(struct kvd_session_table *table)
+{
+    struct kvd_session *session;
+
+    if (table->slices.timer == NULL) {
+        free(table->buckets);
+        table->buckets = NULL;
+        return; /* zeroed, or init failed: nothing was ever inserted */
+    }
+    while ((session = RB_MIN(kvd_session_tree, &table->named)) != NULL) {
+        kvd_session_table_drop(table, session);
+    }
+    kvd_slices_fini(&table->slices); /* reaps to the end */
+    KVARN_ASSERT(table->count == 0 && !kvd_session_table_has_dead(table));
+    free(table->buckets);
+    table->buckets = NULL;
+}
+
+struct kvd_session *kvd_session_table_find(
+    struct kvd_session_table *table, uint32_t tenant_id, const char *name)
+{
+    struct kvd_session *session;
+
+    LIST_FOREACH(session, bucket_of(table, tenant_id, name), hash_link)
+    {
+        if (session->tenant_id == tenant_id && strcmp(session->name, name) == 0) {
+            return session;
+        }
+    }
+    return NULL;
+}
+
+void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_session *session)
+{
+    KVARN_ASSERT(session->name != NULL && !session->is_dropped);
+    struct kvd_session *other = RB_INSERT(kvd_session_tree, &table->named, session);
+    KVARN_ASSERT(other == NULL);
+    LIST_INSERT_HEAD(bucket_of(table, session->tenant_id, session->name), session, hash_link);
+    kvd_session_ref(session);
+    kvd_cold_note(session); /* a fork has blocks already */
+}
+
+void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session *session)
+{
+    if (session->is_dropped) {
+        return;
+    }
+    session->is_dropped = true;
+    kvd_cold_forget(session);
+    kvd_lifetime_forget(session);
+    KVARN_ASSERT(table->count > 0);
+    table->count--;
+    kvd_session_ref(session);
+    if (session->name != NULL) {
+        RB_REMOVE(kvd_session_tree, &table->named, session);
+        LIST_REMOVE(session, hash_link);
+        kvd_session_unref(session);
+    }
+    kvd_session_kick(session); /* empties it now, unless something is in flight */
+    kvd_session_unref(session);
+}
+
+struct kvd_session *kvd_session_table_next(
+    struct kvd_session_table *table, uint32_t tenant_id, const char *after)
+{
+    struct kvd_session key = {
+        .tenant_id = tenant_id, .name = (char *)(uintptr_t)(after ? after : "")};
+    struct kvd_session *session = RB_NFIND(kvd_session_tree, &table->named, &key);
+
+    if (session != NULL && after != NULL && session->tenant_id == tenant_id &&
+        strcmp(session->name, after) == 0) {
+        session = RB_NEXT(kvd_session_tree, &table->named, session);
+    }
+    return session != NULL && session->tenant_id == tenant_id ? session : NULL;
+}
+
+uint64_t kvd_session_table_new_epoch(struct kvd_session_table *table)
+{
+    return ++table->epoch_last;
+}
+
+void kvd_session_table_bury(struct kvd_session_table *table, struct kvd_session *session)
+{
+    if (!session->is_dropped) {
+        kvd_lifetime_forget(session);
+        KVARN_ASSERT(table->count > 0);
+        table->count--;
+    }
+    kvd_compactor_forget(session);
+    LIST_REMOVE(session, all_link);
+    LIST_INSERT_HEAD(&table->dead, session, dead_link);
+    reap_soon(table);
+}
+
+void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session *session)
+{
+    KVARN_ASSERT(session->is_dropped && !session->is_husk);
+    session->is_husk = true;
+    kvd_session_clear(session);
+    reap_soon(table);
+}
+
+void kvd_session_table_bury_span(struct kvd_session_table *table, struct kvd_span *span)
+{
+    SLIST_INSERT_HEAD(&table->dead_spans, span, dead_link);
+    reap_soon(table);
+}
+
+void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block)
+{
+    SLIST_INSERT_HEAD(&table->dead_blocks, block, dead_link);
+    reap_soon(table);
+}

@@ -1,0 +1,566 @@
+/*
+ * Page store: slabs of equal slots over chunks, a bitmap of free slots in each.
+ *
+ * Owner: service. Thread: loop only.
+ * A slab takes from its lowest chunk (by address) that has a free slot, and there from the lowest
+ * slot, so that load gathers at the bottom and the chunks above run empty and can be given back.
+ */
+#include "server/store/page_store.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <bsd/sys/tree.h>
+
+#include "lib/base/assert.h"
+
+#define SLOT_ALIGN      64u
+#define CHUNK_BYTES_MIN ((size_t)2 << 20)
+#define CHUNK_BYTES_TOP ((size_t)16 << 20)
+#define WORD_BITS       64u
+
+#if defined(__SANITIZE_ADDRESS__)
+#define HAS_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HAS_ASAN 1
+#endif
+#endif
+
+#ifdef HAS_ASAN
+#include <sanitizer/asan_interface.h>
+#define POISON(addr, bytes)   __asan_poison_memory_region((addr), (bytes))
+#define UNPOISON(addr, bytes) __asan_unpoison_memory_region((addr), (bytes))
+#else
+#define POISON(addr, bytes)   ((void)(addr), (void)(bytes))
+#define UNPOISON(addr, bytes) ((void)(addr), (void)(bytes))
+#endif
+
+/* A chunk and the descriptors of its pages: one allocation, charged to KVD_BUDGET_SESSIONS. */
+struct kvd_chunk {
+    RB_ENTRY(kvd_chunk) link; /* in slab->partial while it has a free slot */
+    struct kvd_slab *slab;    /* borrowed: lives while it has a chunk */
+    unsigned char *data;      /* owned: from the source */
+    uint32_t free_count;
+    bool is_leaving;         /* to be emptied: in no tree, its free slots are not taken */
+    uint32_t word_hint;      /* no free slot in any word below */
+    uint64_t *free_words;    /* inside this allocation; bit set: slot is free */
+    struct kvd_page pages[]; /* one per slot */
+};
+
+RB_HEAD(chunk_tree, kvd_chunk);
+
+/* Pages of one tenant and size. */
+struct kvd_slab {
+    LIST_ENTRY(kvd_slab) link;
+    struct chunk_tree partial; /* chunks with a free slot, by address */
+    struct kvd_chunk *lowest;  /* borrowed: first of partial, NULL if none */
+    struct kvd_chunk *empty;   /* borrowed: the one chunk kept without a page, or NULL */
+    struct kvd_chunk *leaving; /* borrowed: the one that is being emptied, or NULL */
+    uint32_t tenant_id;
+    uint32_t slot_count; /* of each chunk */
+    size_t page_bytes;
+    size_t slot_bytes; /* page_bytes rounded up to SLOT_ALIGN */
+    size_t chunk_bytes;
+    uint64_t chunk_count;
+};
+
+static int chunk_compare(const struct kvd_chunk *a, const struct kvd_chunk *b)
+{
+    uintptr_t pa = (uintptr_t)a->data;
+    uintptr_t pb = (uintptr_t)b->data;
+    return (pa > pb) - (pa < pb);
+}
+
+/* Not every function of a tree is needed. */
+RB_GENERATE_INTERNAL(chunk_tree, kvd_chunk, link, chunk_compare, __attribute__((unused)) static)
+
+static size_t round_up(size_t n, size_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
+size_t kvd_chunk_bytes_for(size_t page_bytes)
+{
+    KVARN_ASSERT(page_bytes > 0 && page_bytes <= SIZE_MAX / 4);
+    size_t slot_bytes = round_up(page_bytes, SLOT_ALIGN);
+    size_t best = 0;
+    size_t best_waste = 0;
+    for (size_t bytes = CHUNK_BYTES_MIN; bytes <= CHUNK_BYTES_TOP; bytes *= 2) {
+        if (slot_bytes > bytes) {
+            continue;
+        }
+        size_t waste = bytes % slot_bytes;
+        if (waste <= bytes / 100) {
+            return bytes;
+        }
+        /* waste / bytes < best_waste / best, in integers. */
+        if (best == 0 || waste * best < best_waste * bytes) {
+            best = bytes;
+            best_waste = waste;
+        }
+    }
+    if (best != 0) {
+        return best;
+    }
+    size_t bytes = CHUNK_BYTES_TOP;
+    while (bytes < slot_bytes) {
+        bytes *= 2;
+    }
+    return bytes;
+}
+
+/* The budget asks for room. */
+static void budget_reclaim_cb(void *ctx, uint64_t bytes)
+{
+    struct kvd_page_store *store = ctx;
+    (void)kvd_page_store_reclaim(store, bytes);
+}
+
+void kvd_page_store_init(
+    struct kvd_page_store *store, struct kvd_budget *budget, struct kvd_chunk_source *source)
+{
+    KVARN_ASSERT(budget->reclaim_cb == NULL);
+    *store = (struct kvd_page_store){.budget = budget, .source = source};
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        LIST_INIT(&store->slabs[i]);
+    }
+    budget->reclaim_cb = budget_reclaim_cb;
+    budget->reclaim_ctx = store;
+}
+
+void kvd_page_store_fini(struct kvd_page_store *store)
+{
+    if (store->budget == NULL) {
+        return; /* never initialised */
+    }
+    (void)kvd_page_store_reclaim(store, UINT64_MAX);
+    KVARN_ASSERT(store->chunk_count == 0 && store->chunk_bytes == 0);
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        KVARN_ASSERT(LIST_EMPTY(&store->slabs[i]));
+    }
+    for (size_t i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
+        KVARN_ASSERT(store->classes[i].pages == 0 && store->classes[i].bytes == 0);
+    }
+    store->budget->reclaim_cb = NULL;
+    store->budget->reclaim_ctx = NULL;
+    store->budget = NULL;
+}
+
+static struct kvd_slab_list *bucket_of(
+    struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes)
+{
+    /* Multiplying by 2^64 / golden ratio spreads sizes that are multiples of 64 over the top bits.
+     */
+    uint64_t key = (uint64_t)page_bytes ^ ((uint64_t)tenant_id << 40);
+    return &store->slabs[(key * UINT64_C(0x9e3779b97f4a7c15)) >> 58];
+}
+_Static_assert(KVD_SLAB_BUCKETS == 1 << (64 - 58), "the hash keeps 6 bits");
+
+static struct kvd_slab *slab_find(
+    struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes)
+{
+    struct kvd_slab *slab;
+    LIST_FOREACH(slab, bucket_of(store, tenant_id, page_bytes), link)
+    {
+        if (slab->page_bytes == page_bytes && slab->tenant_id == tenant_id) {
+            return slab;
+        }
+    }
+    return NULL;
+}
+
+/* NULL when the budget or the system has no room. */
+static struct kvd_slab *slab_create(
+    struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes)
+{
+    if (kvd_budget_charge(store->budget, KVD_BUDGET_SESSIONS, sizeof(struct kvd_slab)) != 0) {
+        return NULL;
+    }
+    struct kvd_slab *slab = calloc(1, sizeof(*slab));
+    if (slab == NULL) {
+        kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, sizeof(struct kvd_slab));
+        return NULL;
+    }
+    RB_INIT(&slab->partial);
+    slab->tenant_id = tenant_id;
+    slab->page_bytes = page_bytes;
+    slab->slot_bytes = round_up(page_bytes, SLOT_ALIGN);
+    slab->chunk_bytes = kvd_chunk_bytes_for(page_bytes);
+    slab->slot_count = (uint32_t)(slab->chunk_bytes / slab->slot_bytes);
+    KVARN_ASSERT(slab->slot_count > 0);
+    LIST_INSERT_HEAD(bucket_of(store, tenant_id, page_bytes), slab, link);
+    return slab;
+}
+
+static void slab_free_if_unused(struct kvd_page_store *store, struct kvd_slab *slab)
+{
+    if (slab->chunk_count > 0) {
+        return;
+    }
+    KVARN_ASSERT(slab->lowest == NULL && slab->empty == NULL);
+    LIST_REMOVE(slab, link);
+    free(slab);
+    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, sizeof(struct kvd_slab));
+}
+
+static size_t word_count(const struct kvd_slab *slab)
+{
+    return (slab->slot_count + WORD_BITS - 1) / WORD_BITS;
+}
+
+static size_t chunk_meta_bytes(const struct kvd_slab *slab)
+{
+    return sizeof(struct kvd_chunk) + slab->slot_count * sizeof(struct kvd_page) +
+           word_count(slab) * sizeof(uint64_t);
+}
+
+static void partial_insert(struct kvd_slab *slab, struct kvd_chunk *chunk)
+{
+    struct kvd_chunk *clash = RB_INSERT(chunk_tree, &slab->partial, chunk);
+    KVARN_ASSERT(clash == NULL);
+    if (slab->lowest == NULL || chunk_compare(chunk, slab->lowest) < 0) {
+        slab->lowest = chunk;
+    }
+}
+
+static void partial_remove(struct kvd_slab *slab, struct kvd_chunk *chunk)
+{
+    RB_REMOVE(chunk_tree, &slab->partial, chunk);
+    if (slab->lowest == chunk) {
+        slab->lowest = RB_MIN(chunk_tree, &slab->partial);
+    }
+}
+
+static void chunk_init(struct kvd_slab *slab, struct kvd_chunk *chunk, unsigned char *data)
+{
+    chunk->slab = slab;
+    chunk->data = data;
+    chunk->free_count = slab->slot_count;
+    chunk->free_words = (uint64_t *)(void *)&chunk->pages[slab->slot_count];
+    for (uint32_t i = 0; i < slab->slot_count; i++) {
+        chunk->pages[i].chunk = chunk;
+        chunk->pages[i].slot_idx = i;
+        chunk->pages[i].data = data + i * slab->slot_bytes;
+        chunk->free_words[i / WORD_BITS] |= UINT64_C(1) << (i % WORD_BITS);
+    }
+    POISON(data, slab->chunk_bytes);
+}
+_Static_assert(sizeof(struct kvd_page) % _Alignof(uint64_t) == 0, "the bitmap follows the pages");
+
+/* Add a chunk to a slab. Returns 0 or KVARN_ENOSPC. */
+static int chunk_create(struct kvd_page_store *store, struct kvd_slab *slab)
+{
+    size_t meta_bytes = chunk_meta_bytes(slab);
+    struct kvd_chunk *chunk = NULL;
+    unsigned char *data = NULL;
+    if (kvd_budget_charge(store->budget, KVD_BUDGET_SESSIONS, meta_bytes) != 0) {
+        return KVARN_ENOSPC;
+    }
+    if (kvd_budget_charge(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes) != 0) {
+        goto fail_meta;
+    }
+    chunk = calloc(1, meta_bytes);
+    if (chunk == NULL) {
+        goto fail;
+    }
+    data = store->source->chunk_alloc(store->source, slab->chunk_bytes, slab->tenant_id);
+    if (data == NULL) {
+        goto fail;
+    }
+    chunk_init(slab, chunk, data);
+    partial_insert(slab, chunk);
+    slab->chunk_count++;
+    store->chunk_count++;
+    store->chunk_bytes += slab->chunk_bytes;
+    return 0;
+fail:
+    free(chunk);
+    kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
+fail_meta:
+    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, meta_bytes);
+    return KVARN_ENOSPC;
+}
+
+/* Give an empty chunk back; its slab stays. */
+static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    struct kvd_slab *slab = chunk->slab;
+    KVARN_ASSERT(chunk->free_count == slab->slot_count);
+    KVARN_ASSERT(slab->empty != chunk);
+    if (!chunk->is_leaving) {
+        partial_remove(slab, chunk);
+    }
+    UNPOISON(chunk->data, slab->chunk_bytes);
+    store->source->chunk_free(store->source, chunk->data, slab->chunk_bytes, slab->tenant_id);
+    free(chunk);
+    slab->chunk_count--;
+    store->chunk_count--;
+    store->chunk_bytes -= slab->chunk_bytes;
+    kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
+    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, chunk_meta_bytes(slab));
+}
+
+uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes)
+{
+    uint64_t used_before = store->budget->used_bytes;
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        struct kvd_slab *next;
+        for (struct kvd_slab *slab = LIST_FIRST(&store->slabs[i]); slab != NULL; slab = next) {
+            next = LIST_NEXT(slab, link);
+            if (used_before - store->budget->used_bytes >= bytes) {
+                return used_before - store->budget->used_bytes;
+            }
+            if (slab->empty == NULL) {
+                continue; /* perhaps new and still without any chunk: its taker frees it */
+            }
+            struct kvd_chunk *chunk = slab->empty;
+            slab->empty = NULL;
+            chunk_free(store, chunk);
+            slab_free_if_unused(store, slab);
+        }
+    }
+    return used_before - store->budget->used_bytes;
+}
+
+/* Take the lowest free slot of a chunk that has one. */
+static struct kvd_page *slot_take(struct kvd_slab *slab, struct kvd_chunk *chunk)
+{
+    uint32_t word_idx = chunk->word_hint;
+    KVARN_ASSERT(chunk->free_count > 0);
+    while (chunk->free_words[word_idx] == 0) {
+        word_idx++;
+        KVARN_ASSERT(word_idx < word_count(slab));
+    }
+    chunk->word_hint = word_idx;
+    uint64_t word = chunk->free_words[word_idx];
+    uint32_t slot_idx = word_idx * WORD_BITS + (uint32_t)__builtin_ctzll(word);
+    chunk->free_words[word_idx] = word & (word - 1);
+    chunk->free_count--;
+    if (slab->empty == chunk) {
+        slab->empty = NULL;
+    }
+    if (chunk->free_count == 0) {
+        partial_remove(slab, chunk);
+    }
+    return &chunk->pages[slot_idx];
+}
+
+/* The chunk that was to be emptied stays. */
+static void slab_settle(struct kvd_slab *slab)
+{
+    struct kvd_chunk *chunk = slab->leaving;
+
+    if (chunk == NULL) {
+        return;
+    }
+    slab->leaving = NULL;
+    chunk->is_leaving = false;
+    if (chunk->free_count > 0) {
+        partial_insert(slab, chunk);
+    }
+}
+
+int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
+    enum kvd_page_class page_class, struct kvd_page **ret)
+{
+    KVARN_ASSERT(page_class < KVD_PAGE_CLASS_COUNT);
+    struct kvd_slab *slab = slab_find(store, tenant_id, page_bytes);
+    if (slab == NULL) {
+        slab = slab_create(store, tenant_id, page_bytes);
+        if (slab == NULL) {
+            return KVARN_ENOSPC;
+        }
+    }
+    if (slab->lowest == NULL) {
+        slab_settle(slab); /* rather than a new chunk */
+    }
+    if (slab->lowest == NULL) {
+        int err = chunk_create(store, slab);
+        if (err != 0) {
+            slab_free_if_unused(store, slab);
+            return err;
+        }
+    }
+    struct kvd_page *page = slot_take(slab, slab->lowest);
+    KVARN_ASSERT(page->refs == 0);
+    page->refs = 1;
+    page->checksum = 0;
+    page->filled_tokens = 0;
+    page->page_class = (uint8_t)page_class;
+    page->encoder = 0;
+    page->metric_version = 0;
+    UNPOISON(page->data, page_bytes);
+    store->classes[page_class].pages++;
+    store->classes[page_class].bytes += page_bytes;
+    *ret = page;
+    return 0;
+}
+
+struct kvd_page *kvd_page_ref(struct kvd_page *page)
+{
+    KVARN_ASSERT(page->refs > 0 && page->refs < UINT32_MAX);
+    page->refs++;
+    return page;
+}
+
+/* A chunk ran empty: keep the lower one of it and the one kept so far, give the other back. */
+static void chunk_emptied(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    struct kvd_slab *slab = chunk->slab;
+    struct kvd_chunk *spare = slab->empty;
+    slab->empty = chunk;
+    if (spare == NULL) {
+        return;
+    }
+    if (chunk_compare(spare, chunk) < 0) {
+        slab->empty = spare;
+        spare = chunk;
+    }
+    chunk_free(store, spare);
+}
+
+void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page)
+{
+    if (page == NULL) {
+        return;
+    }
+    KVARN_ASSERT(page->refs > 0);
+    if (--page->refs > 0) {
+        return;
+    }
+    struct kvd_chunk *chunk = page->chunk;
+    struct kvd_slab *slab = chunk->slab;
+    struct kvd_page_class_stats *stats = &store->classes[page->page_class];
+    KVARN_ASSERT(stats->pages > 0 && stats->bytes >= slab->page_bytes);
+    stats->pages--;
+    stats->bytes -= slab->page_bytes;
+    POISON(page->data, slab->slot_bytes);
+
+    uint32_t word_idx = page->slot_idx / WORD_BITS;
+    uint64_t bit = UINT64_C(1) << (page->slot_idx % WORD_BITS);
+    KVARN_ASSERT((chunk->free_words[word_idx] & bit) == 0);
+    chunk->free_words[word_idx] |= bit;
+    if (word_idx < chunk->word_hint) {
+        chunk->word_hint = word_idx;
+    }
+    bool was_full = chunk->free_count == 0;
+    chunk->free_count++;
+    bool is_empty = chunk->free_count == slab->slot_count;
+    if (chunk->is_leaving && is_empty) {
+        slab->leaving = NULL;
+        chunk_free(store, chunk);
+        slab_free_if_unused(store, slab);
+        return;
+    }
+    if (was_full && !chunk->is_leaving) {
+        partial_insert(slab, chunk);
+    }
+    if (is_empty) {
+        chunk_emptied(store, chunk);
+    }
+}
+
+/* Compaction. */
+
+/* Chunks that a search for the emptiest looks at: a page of memory each. */
+#define THIN_LOOK_MAX 256
+
+/* The chunk with the most free slots, of those that have as many pages as free slots, or fewer. */
+static struct kvd_chunk *emptiest(struct kvd_slab *slab, uint64_t *ret_free_slots)
+{
+    struct kvd_chunk *best = NULL, *chunk;
+    unsigned looked = 0;
+
+    *ret_free_slots = 0;
+    RB_FOREACH(chunk, chunk_tree, &slab->partial)
+    {
+        *ret_free_slots += chunk->free_count;
+        bool is_thin = chunk->free_count < slab->slot_count &&
+                       chunk->free_count >= slab->slot_count - chunk->free_count;
+        if (is_thin && (best == NULL || chunk->free_count >= best->free_count)) {
+            best = chunk;
+        }
+        if (++looked == THIN_LOOK_MAX) {
+            break;
+        }
+    }
+    return best;
+}
+
+/* Begin to empty a chunk of the slab if its pages find room in the others. */
+static bool slab_thin(struct kvd_slab *slab)
+{
+    uint64_t free_slots;
+
+    if (slab->leaving != NULL) {
+        return true;
+    }
+    struct kvd_chunk *chunk = emptiest(slab, &free_slots);
+    if (chunk == NULL || free_slots - chunk->free_count < slab->slot_count - chunk->free_count) {
+        return false;
+    }
+    partial_remove(slab, chunk);
+    chunk->is_leaving = true;
+    slab->leaving = chunk;
+    return true;
+}
+
+bool kvd_page_store_thin(struct kvd_page_store *store)
+{
+    bool has_leaving = false;
+
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        struct kvd_slab *slab;
+        LIST_FOREACH(slab, &store->slabs[i], link)
+        {
+            has_leaving |= slab_thin(slab);
+        }
+    }
+    return has_leaving;
+}
+
+void kvd_page_store_settle(struct kvd_page_store *store)
+{
+    for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
+        struct kvd_slab *slab;
+        LIST_FOREACH(slab, &store->slabs[i], link)
+        {
+            slab_settle(slab);
+        }
+    }
+}
+
+bool kvd_page_is_leaving(const struct kvd_page *page)
+{
+    return page->chunk->is_leaving;
+}
+
+struct kvd_page *kvd_page_move(struct kvd_page_store *store, struct kvd_page *page)
+{
+    struct kvd_slab *slab = page->chunk->slab;
+
+    KVARN_ASSERT(page->refs == 1 && page->chunk->is_leaving);
+    if (slab->lowest == NULL) {
+        return NULL;
+    }
+    struct kvd_page *to = slot_take(slab, slab->lowest);
+    KVARN_ASSERT(to->refs == 0 && to->chunk != page->chunk);
+    UNPOISON(to->data, slab->page_bytes);
+    memcpy(to->data, page->data, slab->page_bytes);
+    to->refs = 1;
+    to->checksum = page->checksum;
+    to->filled_tokens = page->filled_tokens;
+    to->page_class = page->page_class;
+    to->encoder = page->encoder;
+    to->metric_version = page->metric_version;
+    store->classes[to->page_class].pages++;
+    store->classes[to->page_class].bytes += slab->page_bytes;
+    kvd_page_unref(store, page);
+    return to;
+}
+
+size_t kvd_page_bytes(const struct kvd_page *page)
+{
+    return page->chunk->slab->page_bytes;
+}

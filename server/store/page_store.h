@@ -1,0 +1,118 @@
+/*
+ * Page store: fixed-size slots for pages, cut from chunks of 2 to 16 MiB, shared by reference.
+ *
+ * Owner: service. Thread: loop only, except that a worker may use page->data while the loop holds a
+ * reference for it. Knows nothing of sessions or the wire.
+ */
+#ifndef KVD_PAGE_STORE_H
+#define KVD_PAGE_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <bsd/sys/queue.h>
+
+#include "kvarn/err.h"
+#include "server/base/budget.h"
+#include "server/store/chunk_source.h"
+
+/* What a page is for; the counts of Stats and InspectSession are by class. */
+enum kvd_page_class {
+    KVD_PAGE_TILES, /* sealed: all KV heads' tiles of one layer and block, immutable */
+    KVD_PAGE_SINK,  /* rotated half rows of a sink block; immutable once full */
+    KVD_PAGE_TAIL,  /* rotated half rows of an open block */
+    KVD_PAGE_CLASS_COUNT,
+};
+
+struct kvd_chunk;
+
+/* Descriptor of a page. Data of one page is contiguous and 64-byte aligned. */
+struct kvd_page {
+    void *data;
+    struct kvd_chunk *chunk; /* borrowed: lives while any of its slots is taken */
+    uint64_t checksum;       /* XXH3-64 of data, set by the owner at seal; 0 before */
+    uint32_t refs;
+    uint32_t slot_idx;
+    uint16_t filled_tokens;  /* rows pages: rows ever written; a shared page is copied below it */
+    uint8_t page_class;      /* enum kvd_page_class */
+    uint8_t encoder;         /* enum kvarn_encoder of a sealed page */
+    uint32_t metric_version; /* of the query metric that sealed it; 0: none did */
+};
+
+struct kvd_page_class_stats {
+    uint64_t pages;
+    uint64_t bytes;
+};
+
+LIST_HEAD(kvd_slab_list, kvd_slab);
+
+/* A slab with pages holds a chunk of 2 MiB or more, so 64 buckets keep lists short up to 1 TiB. */
+#define KVD_SLAB_BUCKETS 64
+
+struct kvd_page_store {
+    struct kvd_budget *budget;       /* borrowed */
+    struct kvd_chunk_source *source; /* borrowed */
+    /* owned: one slab per (tenant, page size), hashed; a slab without a chunk is freed */
+    struct kvd_slab_list slabs[KVD_SLAB_BUCKETS];
+    struct kvd_page_class_stats classes[KVD_PAGE_CLASS_COUNT];
+    uint64_t chunk_bytes; /* memory held in chunks */
+    uint64_t chunk_count;
+};
+
+/* Sets budget->reclaim_cb, so that kept chunks never make anybody's charge fail. */
+void kvd_page_store_init(
+    struct kvd_page_store *store, struct kvd_budget *budget, struct kvd_chunk_source *source);
+
+/* All pages must have been given back. */
+void kvd_page_store_fini(struct kvd_page_store *store);
+
+/*
+ * Take a page of `page_bytes` with one reference, owned by the caller. Never blocks. Content is
+ * undefined: the taker writes every byte that it may send. Returns 0, or KVARN_ENOSPC at the limit
+ * (or when the system has no memory), *ret untouched.
+ */
+int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
+    enum kvd_page_class page_class, struct kvd_page **ret) KVARN_MUST_CHECK;
+
+struct kvd_page *kvd_page_ref(struct kvd_page *page);
+
+/*
+ * Drop a reference; the last one frees the slot, and an empty chunk goes back to its source, except
+ * that a slab keeps one (charged) until someone's charge needs the room. NULL ok.
+ */
+void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
+
+/* Bytes of a page of this store. */
+size_t kvd_page_bytes(const struct kvd_page *page);
+
+/*
+ * Compaction: name chunks to be emptied, at most one a page size, whose pages are few and find room
+ * in other chunks. No page is taken from them any more. Returns whether there are any.
+ */
+bool kvd_page_store_thin(struct kvd_page_store *store);
+
+/* Let those that could not be emptied be as they were. */
+void kvd_page_store_settle(struct kvd_page_store *store);
+
+/* Does it lie in a chunk that is to be emptied? */
+bool kvd_page_is_leaving(const struct kvd_page *page);
+
+/*
+ * Copy a page of a chunk that is to be emptied into another chunk, and free it: for its one holder,
+ * whose reference is to the copy from now on, while nobody is at work on it. NULL: there is no
+ * room, and nothing has changed.
+ */
+struct kvd_page *kvd_page_move(
+    struct kvd_page_store *store, struct kvd_page *page) KVARN_MUST_CHECK;
+
+/* Give kept empty chunks back until `bytes` are freed or none is left. Returns the bytes freed. */
+uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes);
+
+/*
+ * Smallest of 2, 4, 8, 16 MiB that wastes <= 1 % on pages of this size, else the best of them. A
+ * page above 16 MiB gets the next power of two and a chunk to itself.
+ */
+size_t kvd_chunk_bytes_for(size_t page_bytes);
+
+#endif
