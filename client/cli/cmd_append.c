@@ -32,13 +32,16 @@ static int arrays_load(struct ctl *ctl, struct append *a)
     char error[NPY_ERROR_MAX];
     int err = npy_read(ctl_text(ctl, "k"), &a->k, error);
 
-    if (err == 0)
+    if (err == 0) {
         err = npy_read(ctl_text(ctl, "v"), &a->v, error);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_fail(ctl, err, error);
-    if (a->k.rank != 3 || a->v.rank != 3 || a->k.type == NPY_U8)
+    }
+    if (a->k.rank != 3 || a->v.rank != 3 || a->k.type == NPY_U8) {
         return ctl_fail(ctl, KVARN_EINVALID,
             "expected K and V in fp16 or fp32 as [kv_heads, tokens, head_dim]");
+    }
     if (a->k.type != a->v.type || a->k.shape[0] != a->v.shape[0] ||
         a->k.shape[1] != a->v.shape[1]) {
         snprintf(error, sizeof error,
@@ -53,8 +56,9 @@ static int arrays_load(struct ctl *ctl, struct append *a)
     a->tokens = a->k.shape[1];
     if (a->heads == 0 || a->heads > KVARN_KV_HEADS_MAX || a->tokens == 0 ||
         a->tokens > KVARN_SESSION_TOKENS_MAX || a->k.shape[2] == 0 || a->v.shape[2] == 0 ||
-        a->k.shape[2] > KVARN_HEAD_DIM_MAX || a->v.shape[2] > KVARN_HEAD_DIM_MAX)
+        a->k.shape[2] > KVARN_HEAD_DIM_MAX || a->v.shape[2] > KVARN_HEAD_DIM_MAX) {
         return ctl_fail(ctl, KVARN_EINVALID, "a dimension of K or V is outside the limits");
+    }
     return CTL_OK;
 }
 
@@ -82,13 +86,16 @@ static int shape_register(
     struct kvarn_register_shape_result registered;
     int err;
 
-    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &shape.k_bits, &shape.v_bits) != 0)
+    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &shape.k_bits, &shape.v_bits) != 0) {
         return ctl_usage(ctl, "--preset: expected k2v2, k4v2 or k4v4");
-    if (ctl_is_set(ctl, "sink-tokens"))
+    }
+    if (ctl_is_set(ctl, "sink-tokens")) {
         shape.sink_tokens = (uint32_t)ctl_number(ctl, "sink-tokens");
+    }
     err = kvarn_client_register_shape(ctl->client, &shape, &registered);
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     args->mode = KVARN_OPEN_EITHER;
     args->shape_id = registered.shape_id;
     return CTL_OK;
@@ -97,13 +104,15 @@ static int shape_register(
 /* Say in the words of the command line why the session could not be opened. */
 static int open_refused(struct ctl *ctl, const struct kvarn_open_session_args *args, int err)
 {
-    if (err == KVARN_ENOT_FOUND && args->mode == KVARN_OPEN_EXISTING)
+    if (err == KVARN_ENOT_FOUND && args->mode == KVARN_OPEN_EXISTING) {
         return ctl_usage(
             ctl, "the session is not there: --model and --layers are needed to open it");
-    if (err == KVARN_ECONFLICT)
+    }
+    if (err == KVARN_ECONFLICT) {
         return ctl_fail(ctl, err,
             "the session is there with another shape than the files, --model, --revision, "
             "--layers, --preset, --group and --sink-tokens say: see kvarnctl inspect");
+    }
     return ctl_refused(ctl, err);
 }
 
@@ -119,17 +128,22 @@ static int session_open(struct ctl *ctl, struct append *a)
     int code = CTL_OK;
     int err;
 
-    if (ctl_encoder(ctl_text(ctl, "encoder"), &args.encoder) != 0)
+    if (ctl_encoder(ctl_text(ctl, "encoder"), &args.encoder) != 0) {
         return ctl_usage(ctl, "--encoder: expected reference, refined or aware");
-    if (ctl_is_set(ctl, "model") != ctl_is_set(ctl, "layers"))
+    }
+    if (ctl_is_set(ctl, "model") != ctl_is_set(ctl, "layers")) {
         return ctl_usage(ctl, "--model and --layers go together");
-    if (ctl_is_set(ctl, "model"))
+    }
+    if (ctl_is_set(ctl, "model")) {
         code = shape_register(ctl, a, &args);
-    if (code != CTL_OK)
+    }
+    if (code != CTL_OK) {
         return code;
+    }
     err = kvarn_client_open_session(ctl->client, &args, &a->session, &opened);
-    if (err != 0)
+    if (err != 0) {
         return open_refused(ctl, &args, err);
+    }
     if (a->layer >= opened.layer_count) {
         snprintf(text, sizeof text, "layer %" PRIu32 "; the session has %zu layers", a->layer,
             opened.layer_count);
@@ -146,10 +160,12 @@ static uint64_t request_tokens(const struct ctl *ctl, const struct append *a)
     uint64_t token_bytes = a->heads * (a->k.shape[2] + a->v.shape[2]) * npy_type_bytes(a->k.type);
     uint64_t bytes = REQUEST_BYTES_MAX;
 
-    if (bytes > server->payload_bytes_max)
+    if (bytes > server->payload_bytes_max) {
         bytes = server->payload_bytes_max;
-    if (server->credit_bytes != 0 && bytes > server->credit_bytes)
+    }
+    if (server->credit_bytes != 0 && bytes > server->credit_bytes) {
         bytes = server->credit_bytes;
+    }
     return bytes / token_bytes > 0 ? bytes / token_bytes : 1;
 }
 
@@ -176,13 +192,15 @@ static int requests_send(struct ctl *ctl, struct append *a)
         (void)spans_of_tokens(a->spans, &a->k, done, count);
         (void)spans_of_tokens(a->spans + a->heads, &a->v, done, count);
         err = kvarn_client_append(ctl->client, &args, &a->result);
-        if (has_progress)
+        if (has_progress) {
             fprintf(stderr, "\r%" PRIu64 " of %" PRIu64 " tokens%s", done + count, a->tokens,
                 err != 0 || done + count == a->tokens ? "\n" : "");
+        }
         if (err != 0) {
-            if (done > 0)
+            if (done > 0) {
                 fprintf(stderr, "kvarnctl: append: %" PRIu64 " of %" PRIu64 " tokens are stored\n",
                     done, a->tokens);
+            }
             return ctl_refused(ctl, err);
         }
         a->request_count++;
@@ -225,21 +243,26 @@ int cmd_append(struct ctl *ctl)
     if (ctl_number(ctl, "layer") >= KVARN_LAYERS_MAX ||
         ctl_number(ctl, "layers") > KVARN_LAYERS_MAX || ctl_number(ctl, "group") > UINT32_MAX ||
         ctl_number(ctl, "seal-lag") > UINT32_MAX ||
-        ctl_number(ctl, "sink-tokens") >= KVARN_SINK_DEFAULT)
+        ctl_number(ctl, "sink-tokens") >= KVARN_SINK_DEFAULT) {
         return ctl_usage(ctl, "a number is outside what a session can have");
+    }
     a.layer = (uint32_t)ctl_number(ctl, "layer");
     code = arrays_load(ctl, &a);
     if (code == CTL_OK) {
         a.spans = calloc((size_t)a.heads * 2, sizeof *a.spans);
-        if (a.spans == NULL)
+        if (a.spans == NULL) {
             code = ctl_fail(ctl, KVARN_ENOMEM, kvarn_err_text(KVARN_ENOMEM));
+        }
     }
-    if (code == CTL_OK)
+    if (code == CTL_OK) {
         code = session_open(ctl, &a);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = requests_send(ctl, &a);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         append_print(ctl, &a);
+    }
     free(a.spans);
     npy_array_fini(&a.k);
     npy_array_fini(&a.v);

@@ -12,12 +12,14 @@ static int query_load(struct ctl *ctl, struct npy_array *q)
     char error[NPY_ERROR_MAX];
     int err = npy_read(ctl_text(ctl, "q"), q, error);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_fail(ctl, err, error);
+    }
     if (q->rank != 3 || q->type == NPY_U8 || q->shape[0] == 0 || q->shape[0] > KVARN_Q_HEADS_MAX ||
-        q->shape[1] == 0 || q->shape[1] > UINT32_MAX / KVARN_Q_HEADS_MAX)
+        q->shape[1] == 0 || q->shape[1] > UINT32_MAX / KVARN_Q_HEADS_MAX) {
         return ctl_fail(ctl, KVARN_EINVALID,
             "expected --q in fp16 or fp32 as [q_heads, query_tokens, head_dim]");
+    }
     return CTL_OK;
 }
 
@@ -71,20 +73,24 @@ static int result_store(
     int code;
 
     KVARN_ASSERT(row_count > 0);
-    if (result->item_count != 1)
+    if (result->item_count != 1) {
         return ctl_fail(ctl, KVARN_EPROTOCOL, "expected the answer of one item");
+    }
     if (result->items[0].status.err != 0) {
         snprintf(text, sizeof text, "%.480s", result->items[0].status.text);
         return ctl_fail(ctl, result->items[0].status.err, text);
     }
-    if (result->lse_count != row_count || result->out_bytes % (row_count * sizeof(float)) != 0)
+    if (result->lse_count != row_count || result->out_bytes % (row_count * sizeof(float)) != 0) {
         return ctl_fail(ctl, KVARN_EPROTOCOL, "the output is not of the query's shape");
+    }
     shape[2] = result->out_bytes / (row_count * sizeof(float));
     code = floats_write(ctl, "out", result->out, shape, 3);
-    if (code == CTL_OK)
+    if (code == CTL_OK) {
         code = floats_write(ctl, "lse", result->lse, shape, 2);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         attend_print(ctl, &result->items[0], shape);
+    }
     return code;
 }
 
@@ -132,8 +138,9 @@ int cmd_attend(struct ctl *ctl)
     int code;
     int err;
 
-    if (ctl_number(ctl, "layer") >= KVARN_LAYERS_MAX)
+    if (ctl_number(ctl, "layer") >= KVARN_LAYERS_MAX) {
         return ctl_usage(ctl, "--layer is outside what a session can have");
+    }
     code = query_load(ctl, &q);
     if (code == CTL_OK) {
         err = kvarn_client_open_session(ctl->client, &open_args, &session, NULL);

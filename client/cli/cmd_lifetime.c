@@ -18,8 +18,9 @@ int cmd_touch(struct ctl *ctl)
     struct kvarn_touch_result result;
     int err = kvarn_client_touch(ctl->client, &args, &result);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         printf("%s: TTL %" PRIu64 " ms, priority %" PRIu32 "\n", args.name, result.ttl_left_ms,
             result.priority);
@@ -38,8 +39,9 @@ static int pin(struct ctl *ctl, const struct kvarn_pin_args *args)
     struct kvarn_pin_result result;
     int err = kvarn_client_pin(ctl->client, args, &result);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         printf("%s: %" PRIu64 " bytes pinned, %" PRIu64 " of the budget left\n", args->name,
             result.pinned_bytes, result.budget_left_bytes);
@@ -76,8 +78,9 @@ int cmd_evict(struct ctl *ctl)
     struct kvarn_evict_result result;
     int err = kvarn_client_evict(ctl->client, &args, &result);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         printf("%s: %" PRIu32 " blocks evicted, %" PRIu64 " bytes freed; tokens %" PRIu64
                " to %" PRIu64 " are missing\n",

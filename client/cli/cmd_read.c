@@ -50,20 +50,25 @@ static int session_open(struct ctl *ctl, struct read *r)
     int err = kvarn_client_open_session(ctl->client, &open_args, &r->session, NULL);
 
     args.session = r->session;
-    if (err == 0)
+    if (err == 0) {
         err = kvarn_client_inspect_session(ctl->client, &args, &found);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_refused(ctl, err);
-    if (layer_find(&found, ctl_number(ctl, "layer"), r) != 0)
+    }
+    if (layer_find(&found, ctl_number(ctl, "layer"), r) != 0) {
         return ctl_fail(ctl, KVARN_EINVALID, "the session has no such layer");
+    }
     if (r->layer.kv_heads == 0 || r->layer.kv_heads > KVARN_KV_HEADS_MAX || r->layer.k_dim == 0 ||
         r->layer.k_dim > KVARN_HEAD_DIM_MAX || r->layer.v_dim == 0 ||
-        r->layer.v_dim > KVARN_HEAD_DIM_MAX)
+        r->layer.v_dim > KVARN_HEAD_DIM_MAX) {
         return ctl_fail(ctl, KVARN_EPROTOCOL, "the server's shape is outside the limits");
+    }
     r->from = ctl_number(ctl, "from");
     r->to = ctl_is_set(ctl, "to") ? ctl_number(ctl, "to") : r->length;
-    if (r->from >= r->to || r->to > KVARN_SESSION_TOKENS_MAX)
+    if (r->from >= r->to || r->to > KVARN_SESSION_TOKENS_MAX) {
         return ctl_fail(ctl, KVARN_EINVALID, "no tokens in this range");
+    }
     return CTL_OK;
 }
 
@@ -104,19 +109,22 @@ static int reply_copy(struct ctl *ctl, struct read *r, uint64_t first, uint64_t 
     const uint8_t *data = reply->data;
     uint64_t at = first;
 
-    if (reply->data_bytes != (last - first) * token_bytes)
+    if (reply->data_bytes != (last - first) * token_bytes) {
         return ctl_fail(ctl, KVARN_EPROTOCOL, "the reply is not as long as the range");
+    }
     for (size_t i = 0; i < reply->run_count; i++) {
         const struct kvarn_run *run = &reply->runs[i];
 
-        if (run->form != KVARN_RUN_ROWS || run->first_token != at || run->token_count > last - at)
+        if (run->form != KVARN_RUN_ROWS || run->first_token != at || run->token_count > last - at) {
             return ctl_fail(ctl, KVARN_EPROTOCOL, "the reply's runs are not those asked for");
+        }
         data = run_copy(&r->k, at - r->from, run->token_count, data);
         data = run_copy(&r->v, at - r->from, run->token_count, data);
         at += run->token_count;
     }
-    if (at != last)
+    if (at != last) {
         return ctl_fail(ctl, KVARN_EPROTOCOL, "the reply's runs do not cover the range");
+    }
     r->epoch = reply->epoch;
     return CTL_OK;
 }
@@ -128,8 +136,9 @@ static int ranges_read(struct ctl *ctl, struct read *r)
     uint64_t bytes = kvarn_client_server(ctl->client)->payload_bytes_max;
     uint64_t step;
 
-    if (bytes > REPLY_BYTES_MAX)
+    if (bytes > REPLY_BYTES_MAX) {
         bytes = REPLY_BYTES_MAX;
+    }
     step = bytes / token_bytes > 0 ? bytes / token_bytes : 1;
     for (uint64_t first = r->from; first < r->to; first += step) {
         struct kvarn_read_blocks_args args = {
@@ -145,11 +154,13 @@ static int ranges_read(struct ctl *ctl, struct read *r)
         int err = kvarn_client_read_blocks(ctl->client, &args, &reply);
         int code;
 
-        if (err != 0)
+        if (err != 0) {
             return ctl_refused(ctl, err);
+        }
         code = reply_copy(ctl, r, first, args.token_last, &reply);
-        if (code != CTL_OK)
+        if (code != CTL_OK) {
             return code;
+        }
     }
     return CTL_OK;
 }
@@ -159,10 +170,12 @@ static int arrays_write(struct ctl *ctl, const struct read *r)
     char error[NPY_ERROR_MAX];
     int err = npy_write(ctl_text(ctl, "k"), &r->k, error);
 
-    if (err == 0)
+    if (err == 0) {
         err = npy_write(ctl_text(ctl, "v"), &r->v, error);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_fail(ctl, err, error);
+    }
     if (!ctl->is_json) {
         printf("%s layer %" PRIu64 ": tokens %" PRIu64 " to %" PRIu64 ", %s%s, %" PRIu32
                " KV heads\n",
@@ -191,19 +204,24 @@ int cmd_read(struct ctl *ctl)
     const char *dtype = ctl_text(ctl, "dtype");
     int code;
 
-    if (strcmp(dtype, "f16") != 0 && strcmp(dtype, "f32") != 0)
+    if (strcmp(dtype, "f16") != 0 && strcmp(dtype, "f32") != 0) {
         return ctl_usage(ctl, "--dtype: expected f16 or f32");
-    if (ctl_number(ctl, "layer") >= KVARN_LAYERS_MAX)
+    }
+    if (ctl_number(ctl, "layer") >= KVARN_LAYERS_MAX) {
         return ctl_usage(ctl, "--layer is outside what a session can have");
+    }
     r.dtype = strcmp(dtype, "f32") == 0 ? KVARN_F32 : KVARN_F16;
     code = session_open(ctl, &r);
     if (code == CTL_OK &&
-        (array_take(&r, r.layer.k_dim, &r.k) != 0 || array_take(&r, r.layer.v_dim, &r.v) != 0))
+        (array_take(&r, r.layer.k_dim, &r.k) != 0 || array_take(&r, r.layer.v_dim, &r.v) != 0)) {
         code = ctl_fail(ctl, KVARN_ENOMEM, kvarn_err_text(KVARN_ENOMEM));
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = ranges_read(ctl, &r);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = arrays_write(ctl, &r);
+    }
     npy_array_fini(&r.k);
     npy_array_fini(&r.v);
     return code;

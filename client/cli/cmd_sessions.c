@@ -18,8 +18,9 @@ int cmd_ping(struct ctl *ctl)
     char version[PRINTABLE_MAX];
     char tenant[PRINTABLE_MAX];
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         printf("kvarnd %s answers in %" PRIu64 " us; up %.1f s, tenant %s\n",
             printable_text(server->server_version, version, sizeof version), took_us,
@@ -90,15 +91,19 @@ int cmd_sessions(struct ctl *ctl)
         int err = kvarn_client_list_sessions(ctl->client, &args, &page);
         const char *last;
 
-        if (err != 0)
+        if (err != 0) {
             return ctl_refused(ctl, err);
-        for (size_t i = 0; i < page.session_count; i++)
+        }
+        for (size_t i = 0; i < page.session_count; i++) {
             summary_print(ctl, &page.sessions[i]);
-        if (page.session_count == 0)
+        }
+        if (page.session_count == 0) {
             break;
+        }
         last = page.sessions[page.session_count - 1].name;
-        if (strlen(last) >= sizeof after || (args.after != NULL && strcmp(last, after) <= 0))
+        if (strlen(last) >= sizeof after || (args.after != NULL && strcmp(last, after) <= 0)) {
             return ctl_fail(ctl, KVARN_EPROTOCOL, "the server's pages do not ascend");
+        }
         memcpy(after, last, strlen(last) + 1);
         args.after = after;
     } while (page.more);
@@ -118,8 +123,9 @@ static void shape_json(struct json *json, const struct kvarn_shape *shape)
 {
     json_object_open(json, "shape");
     json_text(json, "model", shape->model);
-    if (shape->revision != NULL && shape->revision[0] != '\0')
+    if (shape->revision != NULL && shape->revision[0] != '\0') {
         json_text(json, "revision", shape->revision);
+    }
     json_u64(json, "group", shape->group);
     json_u64(json, "k_bits", shape->k_bits);
     json_u64(json, "v_bits", shape->v_bits);
@@ -215,12 +221,14 @@ static void inspect_print(const struct kvarn_inspect_session_result *r)
            " bytes pinned for %" PRIu64 " ms\n",
         r->summary.ttl_left_ms, r->ttl_ms, r->summary.priority, r->pinned_bytes,
         r->summary.pin_left_ms);
-    if (r->summary.missing_tokens > 0)
+    if (r->summary.missing_tokens > 0) {
         printf("evicted      tokens %" PRIu64 " to %" PRIu64 "\n", r->missing_first,
             r->missing_last - 1);
+    }
     printf("%-12s %8s %12s\n", "layer", "length", "sealed");
-    for (size_t i = 0; i < r->layer_count; i++)
+    for (size_t i = 0; i < r->layer_count; i++) {
         printf("%-12zu %8" PRIu64 " %12" PRIu64 "\n", i, r->layer_lengths[i], r->layer_sealed[i]);
+    }
 }
 
 int cmd_inspect(struct ctl *ctl)
@@ -229,12 +237,14 @@ int cmd_inspect(struct ctl *ctl)
     struct kvarn_inspect_session_result result;
     int err = kvarn_client_inspect_session(ctl->client, &args, &result);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
-    if (ctl->is_json)
+    }
+    if (ctl->is_json) {
         inspect_json(&ctl->json, &result);
-    else
+    } else {
         inspect_print(&result);
+    }
     return CTL_OK;
 }
 
@@ -248,10 +258,12 @@ int cmd_truncate(struct ctl *ctl)
     struct kvarn_truncate_result result;
     int err = kvarn_client_open_session(ctl->client, &open_args, &session, NULL);
 
-    if (err == 0)
+    if (err == 0) {
         err = kvarn_client_truncate(ctl->client, session, ctl_number(ctl, "length"), &result);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         /* Layers that were shorter stay as they are. */
         printf("%s: at most %" PRIu64 " tokens a layer; layer 0 has %" PRIu64 "%s; epoch %" PRIu64
@@ -289,12 +301,15 @@ int cmd_fork(struct ctl *ctl)
     int err = kvarn_client_open_session(ctl->client, &open_args, &session, NULL);
 
     item.session = session;
-    if (err == 0)
+    if (err == 0) {
         err = kvarn_client_fork(ctl->client, &args, &copy, &result);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_refused(ctl, err);
-    if (result.items[0].status.err != 0)
+    }
+    if (result.items[0].status.err != 0) {
         return ctl_fail(ctl, result.items[0].status.err, result.items[0].status.text);
+    }
     if (!ctl->is_json) {
         printf("%s: %" PRIu64 " tokens, %s%s; epoch %" PRIu64 "\n", item.name,
             result.items[0].length, result.items[0].created ? "shared with " : "was there already",
@@ -315,8 +330,9 @@ int cmd_drop(struct ctl *ctl)
 {
     int err = kvarn_client_drop_name(ctl->client, ctl->args.positions[0]);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     KVARN_ASSERT(ctl->args.position_count == 1);
     if (!ctl->is_json) {
         printf("%s: dropped\n", ctl->args.positions[0]);

@@ -13,11 +13,13 @@ static int in_fill(struct ctl *ctl, struct size_in *in)
     uint64_t v_dim = ctl_is_set(ctl, "v-dim") ? ctl_number(ctl, "v-dim") : k_dim;
     uint64_t group = ctl_number(ctl, "group");
 
-    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &in->spec.k_bits, &in->spec.v_bits) != 0)
+    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &in->spec.k_bits, &in->spec.v_bits) != 0) {
         return ctl_usage(ctl, "--preset: expected k2v2, k4v2 or k4v4");
+    }
     if (k_dim > UINT16_MAX || v_dim > UINT16_MAX || group > UINT16_MAX ||
-        ctl_number(ctl, "layers") > UINT32_MAX || ctl_number(ctl, "kv-heads") > UINT32_MAX)
+        ctl_number(ctl, "layers") > UINT32_MAX || ctl_number(ctl, "kv-heads") > UINT32_MAX) {
         return ctl_usage(ctl, "a number is outside what a model can have");
+    }
     in->spec.k_dim = (uint16_t)k_dim;
     in->spec.v_dim = (uint16_t)v_dim;
     in->spec.group = (uint16_t)group;
@@ -61,25 +63,28 @@ int cmd_size(struct ctl *ctl)
     struct size_out outs[PRINTED_MAX];
     int code = in_fill(ctl, &in);
 
-    if (code != CTL_OK)
+    if (code != CTL_OK) {
         return code;
+    }
     if (ctl_is_set(ctl, "tokens")) {
         tokens[0] = ctl_number(ctl, "tokens");
         count = 1;
     }
     for (size_t i = 0; i < count; i++) {
         in.tokens = tokens[i];
-        if (size_compute(&in, &outs[i]) != 0)
+        if (size_compute(&in, &outs[i]) != 0) {
             return ctl_usage(ctl, "no model has this shape: see the limits of head_dim, group, "
                                   "sink (a multiple of group), lag (at most group)");
+        }
     }
     if (!ctl->is_json) {
         printf("format: %.4f bits a value, %.2fx smaller than fp16\n", outs[0].format_bits,
             outs[0].format_ratio);
         printf("%9s %12s %12s %12s %12s %12s %12s %8s\n", "tokens", "fp16", "format", "sink",
             "tail", "reserved", "total", "ratio");
-        for (size_t i = 0; i < count; i++)
+        for (size_t i = 0; i < count; i++) {
             out_text(tokens[i], &outs[i]);
+        }
         return CTL_OK;
     }
     KVARN_ASSERT(ctl->json.depth == 0);
@@ -87,8 +92,9 @@ int cmd_size(struct ctl *ctl)
     json_f64(&ctl->json, "format_bits", outs[0].format_bits);
     json_f64(&ctl->json, "format_ratio", outs[0].format_ratio);
     json_array_open(&ctl->json, "sizes");
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         out_json(&ctl->json, tokens[i], &outs[i]);
+    }
     json_array_close(&ctl->json);
     json_object_close(&ctl->json);
     return CTL_OK;

@@ -39,8 +39,9 @@ static void stats_json(struct json *json, const struct kvarn_stats_result *stats
     json_object_open(json, NULL);
     ops_json(json, stats);
     json_object_open(json, "counters");
-    for (size_t i = 0; i < stats->counter_count; i++)
+    for (size_t i = 0; i < stats->counter_count; i++) {
         json_u64(json, stats->counters[i].name, stats->counters[i].value);
+    }
     json_object_close(json);
     json_object_close(json);
 }
@@ -66,8 +67,9 @@ static void stats_print(const struct kvarn_stats_result *stats)
         const struct kvarn_counter *c = &stats->counters[i];
 
         printf("%-26s %16" PRIu64, c->name, c->value);
-        if (ends_with(c->name, "_bytes") || strncmp(c->name, "bytes_", 6) == 0)
+        if (ends_with(c->name, "_bytes") || strncmp(c->name, "bytes_", 6) == 0) {
             printf("  %s", ctl_bytes_text(c->value, in));
+        }
         printf("\n");
     }
 }
@@ -77,11 +79,13 @@ int cmd_stats(struct ctl *ctl)
     struct kvarn_stats_result stats;
     int err = kvarn_client_stats(ctl->client, &stats);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
-    if (ctl->is_json)
+    }
+    if (ctl->is_json) {
         stats_json(&ctl->json, &stats);
-    else
+    } else {
         stats_print(&stats);
+    }
     return CTL_OK;
 }

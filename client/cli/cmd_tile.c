@@ -20,17 +20,20 @@ static void *aligned_take(size_t bytes)
 /* group and bits from the options; dims are the caller's. */
 static int spec_fill(struct ctl *ctl, uint64_t k_dim, uint64_t v_dim, struct kvarn_tile_spec *spec)
 {
-    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &spec->k_bits, &spec->v_bits) != 0)
+    if (kvarn_preset_parse(ctl_text(ctl, "preset"), &spec->k_bits, &spec->v_bits) != 0) {
         return ctl_usage(ctl, "--preset: expected k2v2, k4v2 or k4v4");
-    if (k_dim > UINT16_MAX || v_dim > UINT16_MAX || ctl_number(ctl, "group") > UINT16_MAX)
+    }
+    if (k_dim > UINT16_MAX || v_dim > UINT16_MAX || ctl_number(ctl, "group") > UINT16_MAX) {
         return ctl_usage(
             ctl, "expected head_dim a multiple of 8, at most 512, and group 128 or 64");
+    }
     spec->k_dim = (uint16_t)k_dim;
     spec->v_dim = (uint16_t)v_dim;
     spec->group = (uint16_t)ctl_number(ctl, "group");
-    if (kvarn_tile_spec_check(spec) != 0)
+    if (kvarn_tile_spec_check(spec) != 0) {
         return ctl_usage(
             ctl, "expected head_dim a multiple of 8, at most 512, and group 128 or 64");
+    }
     return CTL_OK;
 }
 
@@ -40,8 +43,9 @@ static int spec_fill(struct ctl *ctl, uint64_t k_dim, uint64_t v_dim, struct kva
 static size_t bad_row_find(const float *x, size_t rows, uint32_t dim)
 {
     for (size_t i = 0; i < rows * dim; i++) {
-        if (!(fabsf(x[i]) <= KVARN_ROTATED_ABS_MAX))
+        if (!(fabsf(x[i]) <= KVARN_ROTATED_ABS_MAX)) {
             return i / dim;
+        }
     }
     return rows;
 }
@@ -55,8 +59,9 @@ static int rows_load(struct ctl *ctl, const struct npy_array *array, float **ret
     char text[96];
     size_t bad_row;
 
-    if (floats == NULL)
+    if (floats == NULL) {
         return ctl_fail(ctl, KVARN_ENOMEM, kvarn_err_text(KVARN_ENOMEM));
+    }
     kvarn_to_f32(floats, array->data, array->type == NPY_F32 ? KVARN_F32 : KVARN_F16, rows * dim);
     kvarn_rotate(floats, rows, dim);
     bad_row = bad_row_find(floats, rows, dim);
@@ -75,10 +80,12 @@ static int input_load(struct ctl *ctl, const char *option, struct npy_array *ret
     char error[NPY_ERROR_MAX];
     int err = npy_read(ctl_text(ctl, option), ret, error);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_fail(ctl, err, error);
-    if (ret->rank == 2 && ret->type != NPY_U8 && ret->shape[0] == ctl_number(ctl, "group"))
+    }
+    if (ret->rank == 2 && ret->type != NPY_U8 && ret->shape[0] == ctl_number(ctl, "group")) {
         return CTL_OK;
+    }
     snprintf(error, sizeof error,
         "--%s: expected fp16 or fp32 [%llu, head_dim], got %s with %u dimensions, the first %llu",
         option, (unsigned long long)ctl_number(ctl, "group"), npy_type_name(ret->type), ret->rank,
@@ -94,12 +101,14 @@ static int file_write(struct ctl *ctl, const char *path, const void *data, size_
 
     if (file != NULL) {
         is_good = fwrite(data, 1, bytes, file) == bytes;
-        if (fclose(file) == 0 && is_good)
+        if (fclose(file) == 0 && is_good) {
             return CTL_OK;
+        }
     }
     snprintf(text, sizeof text, "%.200s: %s", path, strerror(errno));
-    if (file != NULL)
+    if (file != NULL) {
         unlink(path);
+    }
     return ctl_fail(ctl, KVARN_EIO, text);
 }
 
@@ -124,8 +133,9 @@ static int tile_store(struct ctl *ctl, const struct kvarn_tile_spec *spec,
     free(tile);
     free(record);
     free(scratch);
-    if (code != CTL_OK)
+    if (code != CTL_OK) {
         return code;
+    }
     if (!ctl->is_json) {
         printf("%s: record of %zu bytes, encoder %s\n", ctl_text(ctl, "out"), record_bytes,
             ctl_encoder_name(used));
@@ -150,19 +160,25 @@ int cmd_tile_encode(struct ctl *ctl)
     int code;
 
     /* Without queries `aware` would be refined by another name. */
-    if (ctl_encoder(ctl_text(ctl, "encoder"), &encoder) != 0 || encoder == KVARN_ENCODER_AWARE)
+    if (ctl_encoder(ctl_text(ctl, "encoder"), &encoder) != 0 || encoder == KVARN_ENCODER_AWARE) {
         return ctl_usage(ctl, "--encoder: expected reference or refined");
+    }
     code = input_load(ctl, "k", &k);
-    if (code == CTL_OK)
+    if (code == CTL_OK) {
         code = input_load(ctl, "v", &v);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = spec_fill(ctl, k.shape[1], v.shape[1], &spec);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = rows_load(ctl, &k, &k_rows);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = rows_load(ctl, &v, &v_rows);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = tile_store(ctl, &spec, encoder, k_rows, v_rows);
+    }
     free(k_rows);
     free(v_rows);
     npy_array_fini(&k);
@@ -186,8 +202,9 @@ static int record_load(struct ctl *ctl, struct kvarn_tile_spec *spec, uint8_t **
     FILE *file;
     int err;
 
-    if (code != CTL_OK)
+    if (code != CTL_OK) {
         return code;
+    }
     expected = kvarn_record_bytes(spec);
     file = fopen(path, "rbe");
     if (file == NULL) {
@@ -233,8 +250,9 @@ int cmd_tile_decode(struct ctl *ctl)
     float *v = NULL;
     int code = record_load(ctl, &spec, &record);
 
-    if (code != CTL_OK)
+    if (code != CTL_OK) {
         return code;
+    }
     tile = aligned_take(kvarn_tile_bytes(&spec));
     k = aligned_take((size_t)spec.group * spec.k_dim * sizeof *k);
     v = aligned_take((size_t)spec.group * spec.v_dim * sizeof *v);
@@ -245,8 +263,9 @@ int cmd_tile_decode(struct ctl *ctl)
     kvarn_tile_from_record(&spec, record, tile);
     kvarn_tile_decode(&spec, tile, k, v);
     code = rows_write(ctl, "k", k, spec.group, spec.k_dim);
-    if (code == CTL_OK)
+    if (code == CTL_OK) {
         code = rows_write(ctl, "v", v, spec.group, spec.v_dim);
+    }
     if (code == CTL_OK && ctl->is_json) {
         json_object_open(&ctl->json, NULL);
         json_text(&ctl->json, "k", ctl_text(ctl, "k"));
@@ -304,16 +323,18 @@ static void codes_print(struct ctl *ctl, const struct part *part, const uint8_t 
 
     KVARN_ASSERT(levels <= CODES_MAX);
     for (size_t i = 0; i < part->count; i++) {
-        for (unsigned bit = 0; bit < 8; bit += part->bits)
+        for (unsigned bit = 0; bit < 8; bit += part->bits) {
             histogram[(at[i] >> bit) & (levels - 1)]++;
+        }
     }
     if (ctl->is_json) {
         json_u64_array(&ctl->json, part->name, histogram, levels);
         return;
     }
     printf("%-10s %6llu values  ", part->name, (unsigned long long)total);
-    for (unsigned level = 0; level < levels; level++)
+    for (unsigned level = 0; level < levels; level++) {
         printf(" %u:%.1f%%", level, 100.0 * (double)histogram[level] / (double)total);
+    }
     printf("\n");
 }
 
@@ -324,8 +345,9 @@ int cmd_tile_inspect(struct ctl *ctl)
     int code = record_load(ctl, &spec, &record);
     size_t at = 0;
 
-    if (code != CTL_OK)
+    if (code != CTL_OK) {
         return code;
+    }
     KVARN_ASSERT(record != NULL);
     {
         const struct part parts[] = {
@@ -351,16 +373,18 @@ int cmd_tile_inspect(struct ctl *ctl)
                 kvarn_tile_bytes(&spec), 8.0 * (double)bytes / values);
         }
         for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-            if (parts[i].bits == 0)
+            if (parts[i].bits == 0) {
                 halves_print(ctl, &parts[i], record + at);
-            else
+            } else {
                 codes_print(ctl, &parts[i], record + at);
+            }
             at += parts[i].bits == 0 ? parts[i].count * 2 : parts[i].count;
         }
         KVARN_ASSERT(at <= bytes);
     }
-    if (ctl->is_json)
+    if (ctl->is_json) {
         json_object_close(&ctl->json);
+    }
     free(record);
     return CTL_OK;
 }

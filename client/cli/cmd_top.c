@@ -29,8 +29,9 @@ struct top {
 static uint64_t counter_find(const struct kvarn_stats_result *stats, const char *name)
 {
     for (size_t i = 0; i < stats->counter_count; i++) {
-        if (strcmp(stats->counters[i].name, name) == 0)
+        if (strcmp(stats->counters[i].name, name) == 0) {
             return stats->counters[i].value;
+        }
     }
     return 0;
 }
@@ -54,12 +55,14 @@ static void stats_show(struct ctl *ctl, struct top *top, const struct kvarn_stat
         const struct kvarn_op_stats *op = &stats->ops[i];
         double rate = 0.0;
 
-        if (top->has_before && op->count >= top->count_before[i])
+        if (top->has_before && op->count >= top->count_before[i]) {
             rate = (double)(op->count - top->count_before[i]) / top->seconds;
+        }
         top->count_before[i] = op->count;
-        if (op->count != 0)
+        if (op->count != 0) {
             printf("%-16s %10" PRIu64 " %10.1f %8" PRIu64 " %10" PRIu64 " %10" PRIu64 "\n", op->op,
                 op->count, rate, op->errors, op->latency_us_p50, op->latency_us_p99);
+        }
     }
     top->has_before = true;
 }
@@ -77,8 +80,9 @@ static void sessions_show(const struct kvarn_list_sessions_result *list)
             printable_text(s->name, name, sizeof name), s->length, ctl_bytes_text(s->bytes, text),
             s->handles, (double)s->idle_ms / 1000.0);
     }
-    if (list->more)
+    if (list->more) {
         printf("... and more\n");
+    }
 }
 
 static void screen_json(struct ctl *ctl, const struct kvarn_stats_result *stats)
@@ -88,8 +92,9 @@ static void screen_json(struct ctl *ctl, const struct kvarn_stats_result *stats)
     json_u64(&ctl->json, "sessions_open", counter_find(stats, "sessions_open"));
     json_u64(&ctl->json, "connections_open", counter_find(stats, "connections_open"));
     json_object_open(&ctl->json, "calls");
-    for (size_t i = 0; i < stats->op_count; i++)
+    for (size_t i = 0; i < stats->op_count; i++) {
         json_u64(&ctl->json, stats->ops[i].op, stats->ops[i].count);
+    }
     json_object_close(&ctl->json);
 }
 
@@ -101,8 +106,9 @@ static int screen_show(struct ctl *ctl, struct top *top)
     struct kvarn_stats_result stats;
     int err = kvarn_client_stats(ctl->client, &stats);
 
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (ctl->is_json) {
         json_object_open(&ctl->json, NULL);
         screen_json(ctl, &stats);
@@ -110,15 +116,17 @@ static int screen_show(struct ctl *ctl, struct top *top)
         stats_show(ctl, top, &stats);
     }
     err = kvarn_client_list_sessions(ctl->client, &args, &list);
-    if (err != 0)
+    if (err != 0) {
         return ctl_refused(ctl, err);
+    }
     if (!ctl->is_json) {
         sessions_show(&list);
         return CTL_OK;
     }
     json_array_open(&ctl->json, "sessions");
-    for (size_t i = 0; i < list.session_count; i++)
+    for (size_t i = 0; i < list.session_count; i++) {
         json_text(&ctl->json, NULL, list.sessions[i].name);
+    }
     json_array_close(&ctl->json);
     json_object_close(&ctl->json);
     return CTL_OK;
@@ -130,8 +138,9 @@ static bool wait_key(int interval_ms)
     struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
     char key;
 
-    if (poll(&p, 1, interval_ms) <= 0)
+    if (poll(&p, 1, interval_ms) <= 0) {
         return false;
+    }
     return read(STDIN_FILENO, &key, 1) != 1 || key == 'q' || key == 'Q' || key == KEY_INTERRUPT;
 }
 
@@ -142,12 +151,15 @@ static int screens_show(struct ctl *ctl, struct top *top)
 
         printf("%s", CLEAR);
         code = screen_show(ctl, top);
-        if (code != CTL_OK)
+        if (code != CTL_OK) {
             return code;
-        if (fflush(stdout) != 0)
+        }
+        if (fflush(stdout) != 0) {
             return CTL_FAILED;
-        if (wait_key((int)(top->seconds * 1000.0)))
+        }
+        if (wait_key((int)(top->seconds * 1000.0))) {
             return CTL_OK;
+        }
     }
 }
 
@@ -159,10 +171,12 @@ int cmd_top(struct ctl *ctl)
     bool has_terminal;
     int code;
 
-    if (ctl_number(ctl, "interval-ms") == 0 || ctl_number(ctl, "interval-ms") > 3600000)
+    if (ctl_number(ctl, "interval-ms") == 0 || ctl_number(ctl, "interval-ms") > 3600000) {
         return ctl_usage(ctl, "--interval-ms: expected 1 to 3600000");
-    if (ctl_is_set(ctl, "once") || ctl->is_json)
+    }
+    if (ctl_is_set(ctl, "once") || ctl->is_json) {
         return screen_show(ctl, &top);
+    }
     KVARN_ASSERT(!ctl->is_json);
     has_terminal = tcgetattr(STDIN_FILENO, &before) == 0;
     if (has_terminal) {
@@ -172,7 +186,8 @@ int cmd_top(struct ctl *ctl)
         has_terminal = tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
     }
     code = screens_show(ctl, &top);
-    if (has_terminal)
+    if (has_terminal) {
         (void)tcsetattr(STDIN_FILENO, TCSANOW, &before);
+    }
     return code;
 }

@@ -41,8 +41,9 @@ static void failure_print(struct ctl *ctl, int err, const char *text)
     /* Texts of the server may quote what others sent. */
     fprintf(stderr, "kvarnctl: %s\n", printable_text(text, shown, sizeof shown));
     ctl->has_failed = true;
-    if (!ctl->is_json || ctl->json.depth != 0)
+    if (!ctl->is_json || ctl->json.depth != 0) {
         return;
+    }
     json_object_open(&ctl->json, NULL);
     json_object_open(&ctl->json, "error");
     json_text(&ctl->json, "name", kvarn_err_name(err));
@@ -75,29 +76,32 @@ int ctl_refused(struct ctl *ctl, int err)
     size_t used;
 
     used = (size_t)snprintf(line, sizeof line, "%s", kvarn_client_error(ctl->client));
-    if (status->has_epoch && used < sizeof line)
+    if (status->has_epoch && used < sizeof line) {
         used +=
             (size_t)snprintf(line + used, sizeof line - used, " (epoch %" PRIu64, status->epoch);
-    if (status->has_epoch && used < sizeof line)
+    }
+    if (status->has_epoch && used < sizeof line) {
         snprintf(line + used, sizeof line - used,
             status->layer_count != 0 ? ", length %" PRIu64 ")" : ")",
             status->layer_count != 0 ? status->layer_lengths[0] : 0);
+    }
     failure_print(ctl, err, line);
     return err == KVARN_EIO ? CTL_NO_CONNECTION : CTL_FAILED;
 }
 
 int ctl_encoder(const char *name, enum kvarn_encoder *ret)
 {
-    if (name == NULL || strcmp(name, "default") == 0)
+    if (name == NULL || strcmp(name, "default") == 0) {
         *ret = KVARN_ENCODER_DEFAULT;
-    else if (strcmp(name, "reference") == 0)
+    } else if (strcmp(name, "reference") == 0) {
         *ret = KVARN_ENCODER_REFERENCE;
-    else if (strcmp(name, "refined") == 0)
+    } else if (strcmp(name, "refined") == 0) {
         *ret = KVARN_ENCODER_REFINED;
-    else if (strcmp(name, "aware") == 0)
+    } else if (strcmp(name, "aware") == 0) {
         *ret = KVARN_ENCODER_AWARE;
-    else
+    } else {
         return KVARN_EINVALID;
+    }
     return 0;
 }
 
@@ -134,8 +138,9 @@ uint64_t ctl_now_us(void)
 static void usage_print(FILE *out)
 {
     fprintf(out, "Usage: kvarnctl [OPTIONS] COMMAND [ARGUMENTS]\n\nCommands:\n");
-    for (size_t i = 0; i < ctl_command_count; i++)
+    for (size_t i = 0; i < ctl_command_count; i++) {
         fprintf(out, "  %-14s %s\n", ctl_commands[i].name, ctl_commands[i].summary);
+    }
     fprintf(out, "\nOptions of all commands:\n");
     option_set_print(&ctl_global_options, out);
     fprintf(out, "\nkvarnctl COMMAND --help tells more of a command.\n"
@@ -149,8 +154,9 @@ static void command_print(const struct ctl_command *command, FILE *out)
     fprintf(out, "Usage: kvarnctl %s%s%s [OPTIONS]\n%s.\n", command->name,
         command->positions != NULL ? " " : "", command->positions != NULL ? command->positions : "",
         command->summary);
-    if (own.row_count != 0)
+    if (own.row_count != 0) {
         fprintf(out, "\nOptions:\n");
+    }
     option_set_print(&own, out);
     fprintf(out, "\nOptions of all commands:\n");
     option_set_print(&ctl_global_options, out);
@@ -164,8 +170,9 @@ static const struct ctl_command *command_find(int count, char *const *args, int 
         const char *space = strchr(name, ' ');
         size_t word_bytes = space != NULL ? (size_t)(space - name) : strlen(name);
 
-        if (strlen(args[*at]) != word_bytes || strncmp(args[*at], name, word_bytes) != 0)
+        if (strlen(args[*at]) != word_bytes || strncmp(args[*at], name, word_bytes) != 0) {
             continue;
+        }
         if (space == NULL) {
             *at += 1;
             return &ctl_commands[i];
@@ -185,29 +192,35 @@ static int ctl_connect(struct ctl *ctl)
     char error[KVARN_CLIENT_ERROR_MAX];
     int err;
 
-    if (address == NULL)
+    if (address == NULL) {
         address = getenv("KVARN_SERVER");
-    if (address == NULL || address[0] == '\0')
+    }
+    if (address == NULL || address[0] == '\0') {
         address = "unix:" KVARN_DEFAULT_SOCKET;
+    }
     kvarn_client_options_init(&options);
     options.name = "kvarnctl";
-    if (ctl_number(ctl, "deadline-ms") != 0)
+    if (ctl_number(ctl, "deadline-ms") != 0) {
         options.deadline_ms = (uint32_t)ctl_number(ctl, "deadline-ms");
+    }
     err = kvarn_client_connect(address, &options, &ctl->client, error);
-    if (err == 0)
+    if (err == 0) {
         return CTL_OK;
+    }
     if (err == KVARN_EINVALID && strncmp(address, "unix:", 5) != 0 &&
-        strncmp(address, "tcp:", 4) != 0)
+        strncmp(address, "tcp:", 4) != 0) {
         return ctl_usage(ctl, "--server: expected unix:PATH or tcp:HOST:PORT");
+    }
     {
         char line[KVARN_CLIENT_ERROR_MAX + 300];
 
         snprintf(line, sizeof line, "%.256s: %s", address, error);
         failure_print(ctl, err, line);
     }
-    if (err == KVARN_EIO)
+    if (err == KVARN_EIO) {
         fprintf(stderr, "Is kvarnd running, and is that its address? --server or KVARN_SERVER "
                         "names another.\n");
+    }
     return err == KVARN_EIO ? CTL_NO_CONNECTION : CTL_FAILED;
 }
 
@@ -215,16 +228,20 @@ static int command_run(struct ctl *ctl)
 {
     int code = CTL_OK;
 
-    if (ctl_number(ctl, "deadline-ms") > UINT32_MAX)
+    if (ctl_number(ctl, "deadline-ms") > UINT32_MAX) {
         return ctl_usage(ctl, "--deadline-ms: expected at most 4294967295");
-    if (!ctl->command->is_offline)
+    }
+    if (!ctl->command->is_offline) {
         code = ctl_connect(ctl);
-    if (code == CTL_OK)
+    }
+    if (code == CTL_OK) {
         code = ctl->command->run(ctl);
+    }
     kvarn_client_destroy(ctl->client);
     /* A result that could not be written is no result. */
-    if (code == CTL_OK && (fflush(stdout) != 0 || ferror(stdout)))
+    if (code == CTL_OK && (fflush(stdout) != 0 || ferror(stdout))) {
         return CTL_FAILED;
+    }
     return code;
 }
 
@@ -237,16 +254,19 @@ static int command_parse(struct ctl *ctl, int before, int count, int at, char *c
     ctl->args.sets[1] = ctl_global_options;
     err = option_parse_args(&ctl->args, before, args, error);
     ctl->args.position_max = ctl->command->position_count;
-    if (err == 0)
+    if (err == 0) {
         err = option_parse_args(&ctl->args, count - at, args + at, error);
-    if (err != 0)
+    }
+    if (err != 0) {
         return ctl_usage(ctl, error);
+    }
     if (ctl_is_set(ctl, "help")) {
         command_print(ctl->command, stdout);
         return CTL_OK;
     }
-    if (option_parse_finish(&ctl->args, error) != 0)
+    if (option_parse_finish(&ctl->args, error) != 0) {
         return ctl_usage(ctl, error);
+    }
     if (ctl->args.position_count != ctl->command->position_count) {
         snprintf(error, sizeof error, "%s is missing", ctl->command->positions);
         return ctl_usage(ctl, error);
@@ -278,13 +298,15 @@ int ctl_main(int count, char *const *args)
         printf("kvarnctl %s\n", KVARN_VERSION);
         return CTL_OK;
     }
-    if (before < count)
+    if (before < count) {
         ctl.command = command_find(count, args, &at);
+    }
     if (ctl.command == NULL) {
-        if (before < count)
+        if (before < count) {
             fprintf(stderr, "kvarnctl: no such command: %s\n", args[before]);
-        else if (count > 0)
+        } else if (count > 0) {
             fprintf(stderr, "kvarnctl: no command, or an option that is not for all commands\n");
+        }
         usage_print(stderr);
         return CTL_USAGE;
     }

@@ -24,16 +24,19 @@ static unsigned utf8_bytes(const unsigned char *s)
                                              : 0;
     uint32_t code;
 
-    if (bytes <= 1)
+    if (bytes <= 1) {
         return bytes;
+    }
     code = s[0] & (0x7fU >> bytes);
     for (unsigned i = 1; i < bytes; i++) {
-        if ((s[i] & 0xc0) != 0x80)
+        if ((s[i] & 0xc0) != 0x80) {
             return 0;
+        }
         code = code << 6 | (s[i] & 0x3fU);
     }
-    if (code < smallest[bytes] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff))
+    if (code < smallest[bytes] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) {
         return 0;
+    }
     return bytes;
 }
 
@@ -85,11 +88,13 @@ static void group_close(struct json *json, char bracket)
 {
     KVARN_ASSERT(json->depth > 0);
     json->depth--;
-    if (json->has_items[json->depth])
+    if (json->has_items[json->depth]) {
         fprintf(json->out, "\n%*s", (int)json->depth * 2, "");
+    }
     fputc(bracket, json->out);
-    if (json->depth == 0)
+    if (json->depth == 0) {
         fputc('\n', json->out);
+    }
 }
 
 void json_object_open(struct json *json, const char *key)
@@ -127,10 +132,11 @@ void json_u64(struct json *json, const char *key, uint64_t value)
 void json_f64(struct json *json, const char *key, double value)
 {
     item_begin(json, key);
-    if (isfinite(value))
+    if (isfinite(value)) {
         fprintf(json->out, "%.9g", value);
-    else
+    } else {
         fputs("null", json->out);
+    }
 }
 
 void json_bool(struct json *json, const char *key, bool value)
@@ -143,8 +149,9 @@ void json_u64_array(struct json *json, const char *key, const uint64_t *values, 
 {
     item_begin(json, key);
     fputc('[', json->out);
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         fprintf(json->out, "%s%" PRIu64, i == 0 ? "" : ", ", values[i]);
+    }
     fputc(']', json->out);
 }
 
@@ -152,7 +159,8 @@ void json_hex(struct json *json, const char *key, const uint8_t *bytes, size_t c
 {
     item_begin(json, key);
     fputc('"', json->out);
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         fprintf(json->out, "%02x", bytes[i]);
+    }
     fputc('"', json->out);
 }

@@ -62,8 +62,9 @@ struct scan {
 
 static void scan_spaces(struct scan *scan)
 {
-    while (*scan->at == ' ' || *scan->at == '\n' || *scan->at == '\t')
+    while (*scan->at == ' ' || *scan->at == '\n' || *scan->at == '\t') {
         scan->at++;
+    }
 }
 
 /* Take `token` if it comes next. */
@@ -72,8 +73,9 @@ static bool scan_token(struct scan *scan, const char *token)
     size_t bytes = strlen(token);
 
     scan_spaces(scan);
-    if (strncmp(scan->at, token, bytes) != 0)
+    if (strncmp(scan->at, token, bytes) != 0) {
         return false;
+    }
     scan->at += bytes;
     return true;
 }
@@ -86,17 +88,20 @@ static bool scan_quoted(struct scan *scan, char *to, size_t room)
 
     scan_spaces(scan);
     quote = *scan->at;
-    if (quote != '\'' && quote != '"')
+    if (quote != '\'' && quote != '"') {
         return false;
+    }
     scan->at++;
     while (*scan->at != '\0' && *scan->at != quote) {
-        if (*scan->at == '\\' || count + 1 >= room)
+        if (*scan->at == '\\' || count + 1 >= room) {
             return false;
+        }
         to[count++] = *scan->at++;
     }
     to[count] = '\0';
-    if (*scan->at != quote)
+    if (*scan->at != quote) {
         return false;
+    }
     scan->at++;
     return true;
 }
@@ -108,8 +113,9 @@ static bool scan_number(struct scan *scan, uint64_t *ret)
 
     scan_spaces(scan);
     while (*scan->at >= '0' && *scan->at <= '9') {
-        if (++digits > 18) /* below 2^63 whatever they are */
+        if (++digits > 18) { /* below 2^63 whatever they are */
             return false;
+        }
         value = value * 10 + (uint64_t)(*scan->at++ - '0');
     }
     *ret = value;
@@ -121,8 +127,9 @@ static bool scan_descr(struct scan *scan, struct npy_array *array)
     char descr[16];
 
     scan->expected = "descr '<f2', '<f4' or '|u1'";
-    if (!scan_quoted(scan, descr, sizeof descr))
+    if (!scan_quoted(scan, descr, sizeof descr)) {
         return false;
+    }
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         if (strcmp(descr, types[i].descr) == 0) {
             array->type = (enum npy_type)i;
@@ -136,11 +143,13 @@ static bool scan_descr(struct scan *scan, struct npy_array *array)
 static bool scan_shape(struct scan *scan, struct npy_array *array)
 {
     scan->expected = "a shape of 1 to 4 dimensions";
-    if (!scan_token(scan, "("))
+    if (!scan_token(scan, "(")) {
         return false;
+    }
     while (!scan_token(scan, ")")) {
-        if (array->rank == NPY_RANK_MAX || !scan_number(scan, &array->shape[array->rank]))
+        if (array->rank == NPY_RANK_MAX || !scan_number(scan, &array->shape[array->rank])) {
             return false;
+        }
         array->rank++;
         if (!scan_token(scan, ",")) {
             /* (3) is a number in Python: one dimension is written (3,). */
@@ -158,11 +167,13 @@ static bool scan_entry(struct scan *scan, struct npy_array *array, unsigned *see
     bool is_good = false;
 
     scan->expected = "the keys 'descr', 'fortran_order' and 'shape', once each";
-    if (!scan_quoted(scan, key, sizeof key) || !scan_token(scan, ":"))
+    if (!scan_quoted(scan, key, sizeof key) || !scan_token(scan, ":")) {
         return false;
+    }
     bit = strcmp(key, "descr") == 0 ? 1 : strcmp(key, "fortran_order") == 0 ? 2 : 4;
-    if ((*seen & bit) != 0 || (bit == 4 && strcmp(key, "shape") != 0))
+    if ((*seen & bit) != 0 || (bit == 4 && strcmp(key, "shape") != 0)) {
         return false;
+    }
     *seen |= bit;
     if (bit == 1) {
         is_good = scan_descr(scan, array);
@@ -180,21 +191,26 @@ static bool scan_dictionary(struct scan *scan, struct npy_array *array)
     unsigned seen = 0;
 
     scan->expected = "a dictionary";
-    if (!scan_token(scan, "{"))
+    if (!scan_token(scan, "{")) {
         return false;
+    }
     while (!scan_token(scan, "}")) {
-        if (!scan_entry(scan, array, &seen))
+        if (!scan_entry(scan, array, &seen)) {
             return false;
-        if (scan_token(scan, ","))
+        }
+        if (scan_token(scan, ",")) {
             continue;
+        }
         scan->expected = "',' or '}'";
-        if (!scan_token(scan, "}"))
+        if (!scan_token(scan, "}")) {
             return false;
+        }
         break;
     }
     scan->expected = "the keys 'descr', 'fortran_order' and 'shape', once each";
-    if (seen != 7)
+    if (seen != 7) {
         return false;
+    }
     scan->expected = "nothing behind the dictionary";
     scan_spaces(scan);
     return *scan->at == '\0';
@@ -209,21 +225,26 @@ static int prefix_read(
     size_t prefix_bytes = PREFIX_BYTES_V1;
     size_t header_bytes;
 
-    if (fread(p, 1, PREFIX_BYTES_V1, file) != PREFIX_BYTES_V1 || memcmp(p, MAGIC, MAGIC_BYTES) != 0)
+    if (fread(p, 1, PREFIX_BYTES_V1, file) != PREFIX_BYTES_V1 ||
+        memcmp(p, MAGIC, MAGIC_BYTES) != 0) {
         return fail(error, path, KVARN_EINVALID, "expected a .npy file, got other bytes");
-    if ((p[6] != 1 && p[6] != 2) || p[7] != 0)
+    }
+    if ((p[6] != 1 && p[6] != 2) || p[7] != 0) {
         return fail(error, path, KVARN_EINVALID, "expected .npy version 1.0 or 2.0, got %u.%u",
             (unsigned)p[6], (unsigned)p[7]);
+    }
     header_bytes = (size_t)p[8] | (size_t)p[9] << 8;
     if (p[6] == 2) {
         prefix_bytes = PREFIX_BYTES_V2;
-        if (fread(p + PREFIX_BYTES_V1, 1, 2, file) != 2)
+        if (fread(p + PREFIX_BYTES_V1, 1, 2, file) != 2) {
             return fail(error, path, KVARN_EINVALID, "the file ends within its header");
+        }
         header_bytes |= (size_t)p[10] << 16 | (size_t)p[11] << 24;
     }
-    if (header_bytes > HEADER_BYTES_MAX)
+    if (header_bytes > HEADER_BYTES_MAX) {
         return fail(error, path, KVARN_EINVALID, "expected a header of at most %d bytes, got %zu",
             HEADER_BYTES_MAX, header_bytes);
+    }
     *ret_header_bytes = header_bytes;
     *ret_prefix_bytes = prefix_bytes;
     return 0;
@@ -238,16 +259,20 @@ static int header_read(
     size_t prefix_bytes = 0;
     int err = prefix_read(file, path, &header_bytes, &prefix_bytes, error);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
-    if (fread(header, 1, header_bytes, file) != header_bytes)
+    }
+    if (fread(header, 1, header_bytes, file) != header_bytes) {
         return fail(error, path, KVARN_EINVALID, "the file ends within its header");
+    }
     header[header_bytes] = '\0';
-    if (strlen(header) != header_bytes)
+    if (strlen(header) != header_bytes) {
         return fail(error, path, KVARN_EINVALID, "the header holds a NUL byte");
-    if (!scan_dictionary(&scan, array))
+    }
+    if (!scan_dictionary(&scan, array)) {
         return fail(
             error, path, KVARN_EINVALID, "expected %s, got \"%.60s\"", scan.expected, scan.at);
+    }
     *ret_data_at = prefix_bytes + header_bytes;
     return 0;
 }
@@ -258,8 +283,9 @@ static int shape_bytes(const struct npy_array *array, uint64_t *ret_bytes)
     uint64_t bytes = types[array->type].bytes;
 
     for (unsigned i = 0; i < array->rank; i++) {
-        if (array->shape[i] != 0 && bytes > (uint64_t)INT64_MAX / array->shape[i])
+        if (array->shape[i] != 0 && bytes > (uint64_t)INT64_MAX / array->shape[i]) {
             return KVARN_ETOO_LARGE;
+        }
         bytes *= array->shape[i];
     }
     *ret_bytes = bytes;
@@ -273,22 +299,27 @@ static int data_read(
     uint64_t expected = 0;
     uint64_t got;
 
-    if (fstat(fileno(file), &st) != 0 || !S_ISREG(st.st_mode))
+    if (fstat(fileno(file), &st) != 0 || !S_ISREG(st.st_mode)) {
         return fail(error, path, KVARN_EIO, "expected a regular file");
-    if (shape_bytes(array, &expected) != 0)
+    }
+    if (shape_bytes(array, &expected) != 0) {
         return fail(error, path, KVARN_EINVALID, "the shape is larger than any file");
+    }
     got = (uint64_t)st.st_size - data_at;
-    if (expected != got)
+    if (expected != got) {
         return fail(error, path, KVARN_EINVALID,
             "expected %llu bytes of data for the shape, got %llu", (unsigned long long)expected,
             (unsigned long long)got);
+    }
     array->data = malloc((size_t)expected + 1);
-    if (array->data == NULL)
+    if (array->data == NULL) {
         return fail(
             error, path, KVARN_ENOMEM, "no memory for %llu bytes", (unsigned long long)expected);
+    }
     array->data_bytes = (size_t)expected;
-    if (fread(array->data, 1, array->data_bytes, file) != array->data_bytes)
+    if (fread(array->data, 1, array->data_bytes, file) != array->data_bytes) {
         return fail(error, path, KVARN_EIO, "could not be read to its end");
+    }
     return 0;
 }
 
@@ -299,11 +330,13 @@ int npy_read(const char *path, struct npy_array *ret, char error[NPY_ERROR_MAX])
     size_t data_at = 0;
     int err;
 
-    if (file == NULL)
+    if (file == NULL) {
         return fail(error, path, KVARN_EIO, "%s", strerror(errno));
+    }
     err = header_read(file, path, &array, &data_at, error);
-    if (err == 0)
+    if (err == 0) {
         err = data_read(file, path, &array, data_at, error);
+    }
     fclose(file);
     if (err != 0) {
         npy_array_fini(&array);
@@ -326,9 +359,10 @@ static size_t head_format(const struct npy_array *array, char head[256])
     size_t used = 0;
     size_t bytes;
 
-    for (unsigned i = 0; i < array->rank; i++)
+    for (unsigned i = 0; i < array->rank; i++) {
         used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%llu", i == 0 ? "" : ", ",
             (unsigned long long)array->shape[i]);
+    }
     bytes = PREFIX_BYTES_V1 + (size_t)snprintf(head + PREFIX_BYTES_V1, 256 - PREFIX_BYTES_V1,
                                   "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }",
                                   types[array->type].descr, shape, array->rank == 1 ? "," : "");
@@ -351,8 +385,9 @@ int npy_write(const char *path, const struct npy_array *array, char error[NPY_ER
     bool is_good;
     int saved;
 
-    if (file == NULL)
+    if (file == NULL) {
         return fail(error, path, KVARN_EIO, "%s", strerror(errno));
+    }
     is_good = fwrite(head, 1, head_bytes, file) == head_bytes &&
               fwrite(array->data, 1, array->data_bytes, file) == array->data_bytes;
     saved = errno;
@@ -360,8 +395,9 @@ int npy_write(const char *path, const struct npy_array *array, char error[NPY_ER
         saved = errno;
         is_good = false;
     }
-    if (is_good)
+    if (is_good) {
         return 0;
+    }
     unlink(path);
     return fail(error, path, KVARN_EIO, "%s", strerror(saved));
 }

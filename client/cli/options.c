@@ -14,14 +14,17 @@ static int number_parse(const char *text, uint64_t *ret)
     uint64_t value;
     char *end;
 
-    if (text[0] < '0' || text[0] > '9')
+    if (text[0] < '0' || text[0] > '9') {
         return KVARN_EINVALID; /* strtoull takes signs and spaces */
+    }
     errno = 0;
     value = strtoull(text, &end, 10);
-    if (*end == 'k' || *end == 'M')
+    if (*end == 'k' || *end == 'M') {
         scale = *end++ == 'k' ? 1024 : 1024 * 1024;
-    if (errno != 0 || *end != '\0' || value > UINT64_MAX / scale)
+    }
+    if (errno != 0 || *end != '\0' || value > UINT64_MAX / scale) {
         return KVARN_EINVALID;
+    }
     *ret = value * scale;
     return 0;
 }
@@ -31,8 +34,9 @@ static int real_parse(const char *text, double *ret)
     char *end;
     double value = strtod(text, &end);
 
-    if (end == text || *end != '\0' || !isfinite(value))
+    if (end == text || *end != '\0' || !isfinite(value)) {
         return KVARN_EINVALID;
+    }
     *ret = value;
     return 0;
 }
@@ -46,10 +50,11 @@ static int value_parse(
     };
     int err = 0;
 
-    if (row->type == OPTION_UINT)
+    if (row->type == OPTION_UINT) {
         err = number_parse(text, &value->number);
-    else if (row->type == OPTION_REAL)
+    } else if (row->type == OPTION_REAL) {
         err = real_parse(text, &value->real);
+    }
     if (err != 0) {
         snprintf(error, OPTION_ERROR_MAX, "--%s: expected %s, got \"%.80s\"", row->name,
             expected[row->type], text);
@@ -69,10 +74,12 @@ static const struct option_row *row_find(const struct option_set *set, const cha
         const struct option_row *row = &set->rows[i];
 
         if (name_bytes != 0 && strlen(row->name) == name_bytes &&
-            strncmp(row->name, arg + 2, name_bytes) == 0)
+            strncmp(row->name, arg + 2, name_bytes) == 0) {
             return row;
-        if (name_bytes == 0 && row->letter != 0 && arg[1] == row->letter && arg[2] == '\0')
+        }
+        if (name_bytes == 0 && row->letter != 0 && arg[1] == row->letter && arg[2] == '\0') {
             return row;
+        }
     }
     return NULL;
 }
@@ -137,8 +144,9 @@ int option_parse_args(
             is_ended = true;
         } else if (!is_ended && arg[0] == '-' && arg[1] != '\0') {
             err = option_take(parse, count, args, &at, error);
-            if (err != 0)
+            if (err != 0) {
                 return err;
+            }
         } else if (parse->position_count < parse->position_max) {
             parse->positions[parse->position_count++] = arg;
         } else {
@@ -157,8 +165,9 @@ int option_parse_finish(struct option_parse *parse, char error[OPTION_ERROR_MAX]
             const struct option_row *row = &parse->sets[s].rows[i];
             struct option_value *value = &parse->values[s][i];
 
-            if (value->is_set)
+            if (value->is_set) {
                 continue;
+            }
             if (row->is_required) {
                 snprintf(error, OPTION_ERROR_MAX, "--%s %s is needed", row->name, row->value);
                 return KVARN_EINVALID;
@@ -166,8 +175,9 @@ int option_parse_finish(struct option_parse *parse, char error[OPTION_ERROR_MAX]
             if (row->fallback != NULL) {
                 int err = value_parse(row, row->fallback, value, error);
 
-                if (err != 0)
+                if (err != 0) {
                     return err;
+                }
             }
         }
     }
@@ -180,8 +190,9 @@ const struct option_value *option_find(const struct option_parse *parse, const c
 
     for (size_t s = 0; s < 2; s++) {
         for (size_t i = 0; i < parse->sets[s].row_count; i++) {
-            if (strcmp(parse->sets[s].rows[i].name, name) == 0)
+            if (strcmp(parse->sets[s].rows[i].name, name) == 0) {
                 found = &parse->values[s][i];
+            }
         }
     }
     KVARN_ASSERT(found != NULL);
@@ -193,13 +204,16 @@ int option_first_position(const struct option_set *set, int count, char *const *
     for (int at = 0; at < count; at++) {
         const struct option_row *row;
 
-        if (args[at][0] != '-' || args[at][1] == '\0')
+        if (args[at][0] != '-' || args[at][1] == '\0') {
             return at;
+        }
         row = row_find(set, args[at]);
-        if (row == NULL)
+        if (row == NULL) {
             return count; /* not ours: the caller reports it */
-        if (row->type != OPTION_FLAG && strchr(args[at], '=') == NULL)
+        }
+        if (row->type != OPTION_FLAG && strchr(args[at], '=') == NULL) {
             at++;
+        }
     }
     return count;
 }
@@ -214,8 +228,9 @@ void option_set_print(const struct option_set *set, FILE *out)
             row->letter != 0 ? row->letter : ' ', row->letter != 0 ? ", " : "   ", row->name,
             row->value != NULL ? " " : "", row->value != NULL ? row->value : "");
         fprintf(out, "  %-34s %s", left, row->help);
-        if (row->fallback != NULL)
+        if (row->fallback != NULL) {
             fprintf(out, " (default %s)", row->fallback);
+        }
         fprintf(out, "%s\n", row->is_required ? " (needed)" : "");
     }
 }

@@ -20,8 +20,9 @@ static int payload_sum(const struct pack_in *in, uint64_t *ret_bytes)
     uint64_t sum = 0;
 
     for (size_t i = 0; i < in->payload_count; i++) {
-        if (in->payload[i].bytes > KVARN_PAYLOAD_BYTES_MAX - sum)
+        if (in->payload[i].bytes > KVARN_PAYLOAD_BYTES_MAX - sum) {
             return KVARN_ETOO_LARGE;
+        }
         sum += in->payload[i].bytes;
     }
     *ret_bytes = sum;
@@ -36,14 +37,17 @@ int kvarn__call_pack(const struct pack_in *in, struct kvarn_call **ret_call)
     int err;
 
     KVARN_ASSERT(in->payload_count == 0 || in->payload != NULL);
-    if (message_bytes > KVARN_MESSAGE_BYTES_MAX)
+    if (message_bytes > KVARN_MESSAGE_BYTES_MAX) {
         return KVARN_ETOO_LARGE;
+    }
     err = payload_sum(in, &payload_bytes);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     call = calloc(1, sizeof *call);
-    if (call == NULL)
+    if (call == NULL) {
         return KVARN_ENOMEM;
+    }
     call->head_bytes = KVARN_FRAME_HEADER_BYTES + message_bytes;
     call->head = malloc(call->head_bytes);
     call->spans = calloc(in->payload_count + 1, sizeof *call->spans);
@@ -52,8 +56,9 @@ int kvarn__call_pack(const struct pack_in *in, struct kvarn_call **ret_call)
         return KVARN_ENOMEM;
     }
     protobuf_c_message_pack(in->message, call->head + KVARN_FRAME_HEADER_BYTES);
-    if (in->payload_count != 0)
+    if (in->payload_count != 0) {
         memcpy(call->spans, in->payload, in->payload_count * sizeof *call->spans);
+    }
     call->type = in->type;
     call->deadline_ms = in->deadline_ms == 0 ? KVARN_DEADLINE_NONE : in->deadline_ms;
     call->span_count = in->payload_count;
@@ -64,8 +69,9 @@ int kvarn__call_pack(const struct pack_in *in, struct kvarn_call **ret_call)
 
 void kvarn_call_destroy(struct kvarn_call *call)
 {
-    if (call == NULL)
+    if (call == NULL) {
         return;
+    }
     free(call->head);
     free(call->spans);
     free(call);
@@ -78,15 +84,18 @@ static void trailer_write(struct kvarn_call *call)
 
     /* Without memory for the state the frame goes out unprotected rather than wrong. */
     call->trailer_bytes = 0;
-    if (state == NULL)
+    if (state == NULL) {
         return;
+    }
     XXH3_64bits_reset(state);
-    for (size_t i = 0; i < call->span_count; i++)
+    for (size_t i = 0; i < call->span_count; i++) {
         XXH3_64bits_update(state, call->spans[i].data, call->spans[i].bytes);
+    }
     hash = XXH3_64bits_digest(state);
     XXH3_freeState(state);
-    for (unsigned i = 0; i < KVARN_FRAME_TRAILER_BYTES; i++)
+    for (unsigned i = 0; i < KVARN_FRAME_TRAILER_BYTES; i++) {
         call->trailer[i] = (uint8_t)(hash >> (8 * i));
+    }
     call->trailer_bytes = KVARN_FRAME_TRAILER_BYTES;
 }
 
@@ -102,10 +111,12 @@ void kvarn__call_stamp(struct kvarn_call *call, uint64_t request_id, bool with_x
 
     KVARN_ASSERT(call->head_bytes >= KVARN_FRAME_HEADER_BYTES);
     call->trailer_bytes = 0;
-    if (with_xxh3 && call->payload_bytes != 0)
+    if (with_xxh3 && call->payload_bytes != 0) {
         trailer_write(call);
-    if (call->trailer_bytes != 0)
+    }
+    if (call->trailer_bytes != 0) {
         header.flags |= KVARN_FRAME_PAYLOAD_XXH3;
+    }
     call->request_id = request_id;
     kvarn_frame_encode(&header, call->head);
 }
@@ -201,12 +212,14 @@ int kvarn_call_register_metric(const struct kvarn_register_metric_args *args, ui
     size_t count = shape->layer_group_count;
     int err = KVARN_ENOMEM;
 
-    if (shape->model == NULL || count == 0 || count > KVARN_LAYER_GROUPS_MAX)
+    if (shape->model == NULL || count == 0 || count > KVARN_LAYER_GROUPS_MAX) {
         return KVARN_EINVALID;
+    }
     groups = calloc(count, sizeof *groups);
     pointers = calloc(count, sizeof *pointers);
-    if (groups == NULL || pointers == NULL)
+    if (groups == NULL || pointers == NULL) {
         goto out;
+    }
     for (size_t i = 0; i < count; i++) {
         layer_group_fill(&groups[i], &shape->layer_groups[i]);
         pointers[i] = &groups[i];
@@ -253,8 +266,9 @@ int kvarn_call_open_session(
 {
     Kvarnd__OpenSession m = KVARND__OPEN_SESSION__INIT;
 
-    if (args->name != NULL && strlen(args->name) > KVARN_SESSION_NAME_MAX)
+    if (args->name != NULL && strlen(args->name) > KVARN_SESSION_NAME_MAX) {
         return KVARN_ETOO_LARGE;
+    }
     m.name = text_of(args->name);
     m.has_shape_id = args->shape_id != 0;
     m.shape_id = args->shape_id;
@@ -287,8 +301,9 @@ int kvarn_call_append(
     const struct pack_in in = {
         KVARN_FRAME_APPEND, &m.base, deadline_ms, args->payload, args->payload_count};
 
-    if (args->session == NULL || args->layer_count == 0 || args->token_count == 0)
+    if (args->session == NULL || args->layer_count == 0 || args->token_count == 0) {
         return KVARN_EINVALID;
+    }
     m.handle = args->session->handle;
     m.epoch = args->session->epoch;
     m.layer_first = args->layer_first;
@@ -317,14 +332,17 @@ int kvarn_call_append_tiles(
     Kvarnd__Run **pointers = NULL;
     int err = KVARN_ENOMEM;
 
-    if (args->session == NULL || args->run_count == 0)
+    if (args->session == NULL || args->run_count == 0) {
         return KVARN_EINVALID;
-    if (args->run_count > KVARN_MESSAGE_BYTES_MAX) /* a packed run is longer than a byte */
+    }
+    if (args->run_count > KVARN_MESSAGE_BYTES_MAX) { /* a packed run is longer than a byte */
         return KVARN_ETOO_LARGE;
+    }
     runs = calloc(args->run_count, sizeof *runs);
     pointers = calloc(args->run_count, sizeof *pointers);
-    if (runs == NULL || pointers == NULL)
+    if (runs == NULL || pointers == NULL) {
         goto out;
+    }
     for (size_t i = 0; i < args->run_count; i++) {
         kvarnd__run__init(&runs[i]);
         runs[i].layer = args->runs[i].layer;
@@ -350,8 +368,9 @@ int kvarn_call_read_blocks(
 {
     Kvarnd__ReadBlocks m = KVARND__READ_BLOCKS__INIT;
 
-    if (args->session == NULL || args->layer_count == 0)
+    if (args->session == NULL || args->layer_count == 0) {
         return KVARN_EINVALID;
+    }
     m.handle = args->session->handle;
     m.layer_first = args->layer_first;
     m.has_layer_count = args->layer_count != 1;
@@ -420,16 +439,19 @@ int kvarn_call_attend(
     uint64_t query_tokens = 0;
     int err = KVARN_ENOMEM;
 
-    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX)
+    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX) {
         return KVARN_EINVALID;
+    }
     items = calloc(args->item_count, sizeof *items);
     pointers = calloc(args->item_count, sizeof *pointers);
-    if (items == NULL || pointers == NULL)
+    if (items == NULL || pointers == NULL) {
         goto out;
+    }
     for (size_t i = 0; i < args->item_count; i++) {
         err = KVARN_EINVALID;
-        if (args->items[i].session == NULL || args->items[i].query_tokens == 0)
+        if (args->items[i].session == NULL || args->items[i].query_tokens == 0) {
             goto out;
+        }
         attend_item_fill(&items[i], &args->items[i]);
         pointers[i] = &items[i];
         query_tokens += args->items[i].query_tokens;
@@ -440,8 +462,9 @@ int kvarn_call_attend(
     m.n_items = args->item_count;
     SET_DEADLINE(m, deadline_ms);
     err = kvarn__call_pack(&in, ret_call);
-    if (err == 0)
+    if (err == 0) {
         (*ret_call)->lse_count = query_tokens * args->params.q_heads;
+    }
 out:
     free(items);
     free(pointers);
@@ -478,17 +501,20 @@ int kvarn_call_append_attend(
     uint64_t query_tokens = 0;
     int err = KVARN_ENOMEM;
 
-    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX)
+    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX) {
         return KVARN_EINVALID;
+    }
     items = calloc(args->item_count, sizeof *items);
     pointers = calloc(args->item_count, sizeof *pointers);
-    if (items == NULL || pointers == NULL)
+    if (items == NULL || pointers == NULL) {
         goto out;
+    }
     for (size_t i = 0; i < args->item_count; i++) {
         const struct kvarn_append_attend_item *item = &args->items[i];
         err = KVARN_EINVALID;
-        if (item->session == NULL || item->query_tokens == 0 || item->token_count == 0)
+        if (item->session == NULL || item->query_tokens == 0 || item->token_count == 0) {
             goto out;
+        }
         append_attend_item_fill(&items[i], item);
         pointers[i] = &items[i];
         query_tokens += item->query_tokens;
@@ -506,8 +532,9 @@ int kvarn_call_append_attend(
     m.has_block_hashes = m.block_hashes = args->block_hashes;
     SET_DEADLINE(m, deadline_ms);
     err = kvarn__call_pack(&in, ret_call);
-    if (err == 0)
+    if (err == 0) {
         (*ret_call)->lse_count = query_tokens * args->params.q_heads;
+    }
 out:
     free(items);
     free(pointers);
@@ -519,8 +546,9 @@ int kvarn_call_truncate(
 {
     Kvarnd__Truncate m = KVARND__TRUNCATE__INIT;
 
-    if (args->session == NULL)
+    if (args->session == NULL) {
         return KVARN_EINVALID;
+    }
     m.handle = args->session->handle;
     m.epoch = args->session->epoch;
     m.length = args->length;
@@ -533,8 +561,9 @@ int kvarn_call_close_session(
 {
     Kvarnd__CloseSession m = KVARND__CLOSE_SESSION__INIT;
 
-    if (args->session == NULL)
+    if (args->session == NULL) {
         return KVARN_EINVALID;
+    }
     m.handle = args->session->handle;
     SET_DEADLINE(m, deadline_ms);
     return kvarn__call_plain(KVARN_FRAME_CLOSE_SESSION, &m.base, deadline_ms, ret_call);
@@ -545,8 +574,9 @@ int kvarn_call_drop_session(
 {
     Kvarnd__DropSession m = KVARND__DROP_SESSION__INIT;
 
-    if ((args->session == NULL) == (args->name == NULL))
+    if ((args->session == NULL) == (args->name == NULL)) {
         return KVARN_EINVALID;
+    }
     m.has_handle = args->session != NULL;
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
@@ -559,8 +589,9 @@ int kvarn_call_touch(
 {
     Kvarnd__Touch m = KVARND__TOUCH__INIT;
 
-    if ((args->session == NULL) == (args->name == NULL))
+    if ((args->session == NULL) == (args->name == NULL)) {
         return KVARN_EINVALID;
+    }
     m.has_handle = args->session != NULL;
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
@@ -577,8 +608,9 @@ int kvarn_call_pin(
 {
     Kvarnd__Pin m = KVARND__PIN__INIT;
 
-    if ((args->session == NULL) == (args->name == NULL))
+    if ((args->session == NULL) == (args->name == NULL)) {
         return KVARN_EINVALID;
+    }
     m.has_handle = args->session != NULL;
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
@@ -595,8 +627,9 @@ int kvarn_call_evict(
 {
     Kvarnd__Evict m = KVARND__EVICT__INIT;
 
-    if ((args->session == NULL) == (args->name == NULL))
+    if ((args->session == NULL) == (args->name == NULL)) {
         return KVARN_EINVALID;
+    }
     m.has_handle = args->session != NULL;
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);
@@ -624,8 +657,9 @@ int kvarn_call_inspect_session(const struct kvarn_inspect_session_args *args, ui
 {
     Kvarnd__InspectSession m = KVARND__INSPECT_SESSION__INIT;
 
-    if ((args->session == NULL) == (args->name == NULL))
+    if ((args->session == NULL) == (args->name == NULL)) {
         return KVARN_EINVALID;
+    }
     m.has_handle = args->session != NULL;
     m.handle = m.has_handle ? args->session->handle : 0;
     m.name = text_of(args->name);

@@ -27,16 +27,19 @@ int kvarn_call_fork(
     Kvarnd__ForkItem **pointers = NULL;
     int err = KVARN_ENOMEM;
 
-    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX)
+    if (args->item_count == 0 || args->item_count > KVARN_BATCH_ITEMS_MAX) {
         return KVARN_EINVALID;
+    }
     items = calloc(args->item_count, sizeof *items);
     pointers = calloc(args->item_count, sizeof *pointers);
-    if (items == NULL || pointers == NULL)
+    if (items == NULL || pointers == NULL) {
         goto out;
+    }
     for (size_t i = 0; i < args->item_count; i++) {
         err = KVARN_EINVALID;
-        if (args->items[i].session == NULL)
+        if (args->items[i].session == NULL) {
             goto out;
+        }
         fork_item_fill(&items[i], &args->items[i]);
         pointers[i] = &items[i];
     }
@@ -65,8 +68,9 @@ static int reorder_fill(struct reorder_arrays *arrays, const struct kvarn_reorde
     size_t first = 0;
 
     for (size_t i = 0; i < args->member_count; i++) {
-        if (args->members[i].session == NULL)
+        if (args->members[i].session == NULL) {
             return KVARN_EINVALID;
+        }
         arrays->handles[i] = args->members[i].session->handle;
         arrays->epochs[i] = args->members[i].session->epoch;
         arrays->sources[i] = args->members[i].source;
@@ -75,8 +79,9 @@ static int reorder_fill(struct reorder_arrays *arrays, const struct kvarn_reorde
         Kvarnd__ReorderItem *item = &arrays->items[i];
         size_t count = args->item_members == NULL ? args->member_count : args->item_members[i];
 
-        if (count > args->member_count - first)
+        if (count > args->member_count - first) {
             return KVARN_EINVALID;
+        }
         kvarnd__reorder_item__init(item);
         item->n_handles = item->n_epochs = item->n_sources = count;
         item->handles = &arrays->handles[first];
@@ -97,11 +102,13 @@ int kvarn_call_reorder(
 
     if (args->member_count == 0 || args->member_count > KVARN_BATCH_ITEMS_MAX ||
         (args->item_members != NULL &&
-            (args->item_count == 0 || args->item_count > args->member_count)))
+            (args->item_count == 0 || args->item_count > args->member_count))) {
         return KVARN_EINVALID;
+    }
     arrays = calloc(1, sizeof *arrays);
-    if (arrays == NULL)
+    if (arrays == NULL) {
         return KVARN_ENOMEM;
+    }
     err = reorder_fill(arrays, args);
     if (err == 0) {
         m.items = arrays->pointers;
@@ -124,8 +131,9 @@ int kvarn_call_match_prefix(
     };
     const struct pack_in in = {KVARN_FRAME_MATCH_PREFIX, &m.base, deadline_ms, &span, 1};
 
-    if ((args->token_count == 0) == (args->hash_count == 0) || span.data == NULL)
+    if ((args->token_count == 0) == (args->hash_count == 0) || span.data == NULL) {
         return KVARN_EINVALID;
+    }
     m.shape_id = args->shape_id;
     m.has_salt = args->salt_bytes != 0;
     m.salt = bytes_of(args->salt, args->salt_bytes);

@@ -35,8 +35,9 @@ int kvarn__client_fail(
     struct kvarn_client *client, enum kvarn_frame_type type, int err, const char *text)
 {
     KVARN_ASSERT(err < 0);
-    if (text == NULL)
+    if (text == NULL) {
         text = kvarn_err_text(err);
+    }
     snprintf(client->error, sizeof client->error, "%s: %s: %s", kvarn_frame_type_label(type),
         kvarn_err_name(err), text);
     return err;
@@ -58,15 +59,17 @@ struct client_session *kvarn__client_session_of(const struct kvarn_session *sess
 
 static void client_disconnect(struct kvarn_client *client)
 {
-    if (client->fd >= 0)
+    if (client->fd >= 0) {
         close(client->fd);
+    }
     client->fd = -1;
 }
 
 static bool wants_xxh3(const struct kvarn_client *client)
 {
-    if (client->options.checksum == KVARN_CHECKSUM_AUTO)
+    if (client->options.checksum == KVARN_CHECKSUM_AUTO) {
         return client->address.is_tcp;
+    }
     return client->options.checksum == KVARN_CHECKSUM_ON;
 }
 
@@ -114,8 +117,9 @@ static int frame_send(
 
         KVARN_ASSERT(count > 0);
         err = kvarn__socket_send(client->fd, iov, count, until_ms, &sent);
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
         offset += sent;
         *ret_begun = true;
     }
@@ -132,10 +136,12 @@ static int frame_receive(struct kvarn_client *client, struct kvarn_reply *reply,
 
         kvarn__reply_want(reply, &at, &room);
         err = kvarn__socket_receive(client->fd, at, room, until_ms, &got);
-        if (err == 0)
+        if (err == 0) {
             err = kvarn__reply_advance(reply, got);
-        if (err != 0)
+        }
+        if (err != 0) {
             return err;
+        }
     }
     return 0;
 }
@@ -156,18 +162,23 @@ static int frame_exchange(struct kvarn_client *client, struct kvarn_call *call,
     reply->lse_count = call->lse_count;
     kvarn__call_stamp(call, ++client->request_id, wants_xxh3(client));
     send_err = frame_send(client, call, patience_ms, ret_begun);
-    if (send_err != 0 && !*ret_begun)
+    if (send_err != 0 && !*ret_begun) {
         return KVARN_EIO;
+    }
     /* A daemon that refuses a frame answers and closes: its answer may be there all the same. */
     err = frame_receive(client, reply, patience_ms);
-    if (err == KVARN_EDEADLINE || (err != 0 && send_err != 0))
+    if (err == KVARN_EDEADLINE || (err != 0 && send_err != 0)) {
         return KVARN_EIO;
-    if (err != 0)
+    }
+    if (err != 0) {
         return err;
-    if (reply->header.request_id == call->request_id)
+    }
+    if (reply->header.request_id == call->request_id) {
         return 0;
-    if (reply->header.type == KVARN_FRAME_TYPE_ERROR)
+    }
+    if (reply->header.type == KVARN_FRAME_TYPE_ERROR) {
         return 0; /* about a frame that the daemon could not read */
+    }
     return KVARN_EPROTOCOL;
 }
 
@@ -189,8 +200,9 @@ static int client_connect_once(struct kvarn_client *client, uint64_t until_ms)
         return fail_local(client, KVARN_FRAME_HELLO, KVARN_EIO, why);
     }
     err = kvarn_call_hello(&args, 0, &call);
-    if (err == 0)
+    if (err == 0) {
         err = frame_exchange(client, call, &client->hello, until_ms, &is_begun);
+    }
     kvarn_call_destroy(call);
     if (err != 0) {
         client_disconnect(client);
@@ -214,19 +226,24 @@ static int client_connected(struct kvarn_client *client, uint64_t until_ms)
     uint64_t end_ms = kvarn__time_in_ms(client->options.connect_timeout_ms);
     uint32_t pause_ms = RECONNECT_PAUSE_MS;
 
-    if (client->fd >= 0)
+    if (client->fd >= 0) {
         return 0;
-    if (client->options.reconnect_off)
+    }
+    if (client->options.reconnect_off) {
         return fail_local(client, KVARN_FRAME_HELLO, KVARN_EIO, "the connection is closed");
-    if (end_ms > until_ms)
+    }
+    if (end_ms > until_ms) {
         end_ms = until_ms;
+    }
     for (;;) {
         int err = client_connect_once(client, end_ms);
 
-        if (err == 0 || err != KVARN_EIO)
+        if (err == 0 || err != KVARN_EIO) {
             return err;
-        if (kvarn__time_now_ms() + pause_ms >= end_ms)
+        }
+        if (kvarn__time_now_ms() + pause_ms >= end_ms) {
             return err;
+        }
         kvarn__time_sleep(pause_ms, end_ms);
         pause_ms = pause_ms * 2 > RECONNECT_PAUSE_MS_MAX ? RECONNECT_PAUSE_MS_MAX : pause_ms * 2;
     }
@@ -242,12 +259,14 @@ static int session_reopen(
     bool is_begun = false;
     int err;
 
-    if (session->name == NULL)
+    if (session->name == NULL) {
         return fail_local(client, KVARN_FRAME_OPEN_SESSION, KVARN_ENOT_FOUND,
             "the session has no name and ended with its connection");
+    }
     err = kvarn_call_open_session(&args, 0, &call);
-    if (err != 0)
+    if (err != 0) {
         return fail_local(client, KVARN_FRAME_OPEN_SESSION, err, NULL);
+    }
     err = frame_exchange(client, call, &client->reply, until_ms, &is_begun);
     kvarn_call_destroy(call);
     if (err != 0) {
@@ -263,8 +282,9 @@ static int session_reopen(
     session->serial = client->serial;
     session->is_stale = opened.epoch != session->pub.epoch;
     session->epoch_now = opened.epoch;
-    if (!session->is_stale)
+    if (!session->is_stale) {
         return 0;
+    }
     fail_local(client, KVARN_FRAME_OPEN_SESSION, KVARN_ESTALE_EPOCH,
         "the session changed while the connection was down");
     client->status.layer_lengths = opened.layer_lengths;
@@ -279,10 +299,12 @@ static int session_ready(
 {
     struct client_session *session = kvarn__client_session_of(pub);
 
-    if (session->serial != client->serial)
+    if (session->serial != client->serial) {
         return session_reopen(client, session, until_ms);
-    if (!session->is_stale)
+    }
+    if (!session->is_stale) {
         return 0;
+    }
     fail_local(client, KVARN_FRAME_OPEN_SESSION, KVARN_ESTALE_EPOCH,
         "the session changed while the connection was down");
     client->status.has_epoch = true;
@@ -297,14 +319,16 @@ static int sessions_ready(
     const unsigned char *item = exchange->items;
     int err = 0;
 
-    if (exchange->session != NULL)
+    if (exchange->session != NULL) {
         return session_ready(client, exchange->session, until_ms);
+    }
     for (size_t i = 0; i < exchange->item_count && err == 0; i++) {
         const struct kvarn_session *session;
 
         memcpy(&session, item + i * exchange->item_bytes, sizeof session);
-        if (session == NULL)
+        if (session == NULL) {
             return fail_local(client, exchange->type, KVARN_EINVALID, "an item has no session");
+        }
         err = session_ready(client, session, until_ms);
     }
     return err;
@@ -324,8 +348,9 @@ static int client_try(struct kvarn_client *client, const struct client_exchange 
         left_ms = until_ms > now ? (uint32_t)(until_ms - now) : 1;
     }
     err = kvarn__exchange_build(exchange->type, exchange->args, left_ms, &call);
-    if (err != 0)
+    if (err != 0) {
         return fail_local(client, exchange->type, err, NULL);
+    }
     if (call->payload_bytes > client->server.payload_bytes_max) {
         char text[128];
 
@@ -345,11 +370,13 @@ static int client_try(struct kvarn_client *client, const struct client_exchange 
     *ret_begun = false;
     err = kvarn__exchange_parse(exchange->type, &client->reply, exchange->result);
     client->status = client->reply.status;
-    if (client->reply.header.type == KVARN_FRAME_TYPE_ERROR)
+    if (client->reply.header.type == KVARN_FRAME_TYPE_ERROR) {
         client_disconnect(client); /* the daemon closes after it */
-    if (err != 0)
+    }
+    if (err != 0) {
         kvarn__client_fail(
             client, exchange->type, err, client->status.err == err ? client->status.text : NULL);
+    }
     return err;
 }
 
@@ -366,15 +393,18 @@ int kvarn__client_perform(struct kvarn_client *client, const struct client_excha
         uint32_t pause_ms;
         int err = client_connected(client, until_ms);
 
-        if (err != 0)
+        if (err != 0) {
             return err;
-        if (exchange->is_bound && client->serial != serial_first)
+        }
+        if (exchange->is_bound && client->serial != serial_first) {
             return fail_local(
                 client, exchange->type, KVARN_EIO, "the connection broke before the request");
+        }
         client->was_begun = false;
         err = sessions_ready(client, exchange, until_ms);
-        if (err == 0)
+        if (err == 0) {
             err = client_try(client, exchange, until_ms, &client->was_begun);
+        }
         if (err == 0) {
             client->error[0] = '\0'; /* of an attempt before */
             return 0;
@@ -384,16 +414,19 @@ int kvarn__client_perform(struct kvarn_client *client, const struct client_excha
 
             attempts++;
             if (!may_repeat || attempts >= ATTEMPTS_MAX || client->options.reconnect_off ||
-                kvarn__time_now_ms() >= until_ms)
+                kvarn__time_now_ms() >= until_ms) {
                 return err;
+            }
             continue;
         }
-        if (err != KVARN_ERETRY_LATER || client->options.retry_later_fails)
+        if (err != KVARN_ERETRY_LATER || client->options.retry_later_fails) {
             return err;
+        }
         pause_ms =
             client->status.retry_after_ms != 0 ? client->status.retry_after_ms : RETRY_PAUSE_MS;
-        if (until_ms != KVARN__TIME_NEVER && kvarn__time_now_ms() + pause_ms >= until_ms)
+        if (until_ms != KVARN__TIME_NEVER && kvarn__time_now_ms() + pause_ms >= until_ms) {
             return err;
+        }
         kvarn__time_sleep(pause_ms, until_ms);
     }
 }
@@ -404,36 +437,41 @@ int kvarn_client_connect(const char *address, const struct kvarn_client_options 
     struct kvarn_client *client = calloc(1, sizeof *client);
     int err = KVARN_ENOMEM;
 
-    if (client == NULL)
+    if (client == NULL) {
         goto fail;
+    }
     client->fd = -1;
     TAILQ_INIT(&client->shapes);
     TAILQ_INIT(&client->sessions);
     kvarn__reply_init(&client->hello);
     kvarn__reply_init(&client->reply);
-    if (options != NULL)
+    if (options != NULL) {
         client->options = *options;
-    else
+    } else {
         kvarn_client_options_init(&client->options);
+    }
     client->options.name =
         strdup(client->options.name != NULL ? client->options.name : "libkvarn_client");
-    if (client->options.name == NULL)
+    if (client->options.name == NULL) {
         goto fail;
+    }
     err = kvarn__address_parse(address, &client->address);
     if (err != 0) {
         fail_local(client, KVARN_FRAME_HELLO, err, "an address is unix:PATH or tcp:HOST:PORT");
         goto fail;
     }
     err = client_connect_once(client, kvarn__time_in_ms(client->options.connect_timeout_ms));
-    if (err != 0)
+    if (err != 0) {
         goto fail;
+    }
     client->status = (struct kvarn_status){.text = ""};
     *ret_client = client;
     return 0;
 fail:
-    if (error_text != NULL)
+    if (error_text != NULL) {
         snprintf(error_text, KVARN_CLIENT_ERROR_MAX, "%s",
             client != NULL && client->error[0] != '\0' ? client->error : kvarn_err_text(err));
+    }
     kvarn_client_destroy(client);
     return err;
 }
@@ -443,8 +481,9 @@ void kvarn_client_destroy(struct kvarn_client *client)
     struct client_session *session;
     struct client_shape *shape;
 
-    if (client == NULL)
+    if (client == NULL) {
         return;
+    }
     client_disconnect(client);
     while ((session = TAILQ_FIRST(&client->sessions)) != NULL) {
         TAILQ_REMOVE(&client->sessions, session, link);

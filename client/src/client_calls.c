@@ -38,8 +38,9 @@ int kvarn_client_ping(struct kvarn_client *client, struct kvarn_ping_result *ret
     struct kvarn_ping_result result;
     int err = plain_perform(client, KVARN_FRAME_PING, NULL, &result);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -49,8 +50,9 @@ static struct client_shape *shape_find(const struct kvarn_client *client, uint32
 
     TAILQ_FOREACH(shape, &client->shapes, link)
     {
-        if (shape->local_id == local_id)
+        if (shape->local_id == local_id) {
             return shape;
+        }
     }
     return NULL;
 }
@@ -62,8 +64,9 @@ int kvarn_client_register_shape(struct kvarn_client *client, const struct kvarn_
     struct client_shape *kept = calloc(1, sizeof *kept);
     int err = KVARN_ENOMEM;
 
-    if (kept != NULL)
+    if (kept != NULL) {
         err = kvarn__shape_copy_init(&kept->shape, shape);
+    }
     if (err != 0) {
         free(kept);
         return kvarn__client_fail(client, KVARN_FRAME_REGISTER_SHAPE, err, NULL);
@@ -80,8 +83,9 @@ int kvarn_client_register_shape(struct kvarn_client *client, const struct kvarn_
     kept->serial = client->serial;
     TAILQ_INSERT_TAIL(&client->shapes, kept, link);
     result.shape_id = kept->local_id;
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -104,8 +108,9 @@ int kvarn_client_read_metric(struct kvarn_client *client, const struct kvarn_rea
     struct kvarn_read_metric_result result;
     int err = plain_perform(client, KVARN_FRAME_READ_METRIC, args, &result);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -116,14 +121,16 @@ static int shape_ready(struct kvarn_client *client, uint32_t local_id, uint32_t 
     struct kvarn_register_shape_result result;
     int err;
 
-    if (shape == NULL)
+    if (shape == NULL) {
         return kvarn__client_fail(client, KVARN_FRAME_OPEN_SESSION, KVARN_ENOT_FOUND,
             "no such shape_id; register the shape with this client");
+    }
     if (shape->serial != client->serial || client->fd < 0) {
         err = plain_perform(client, KVARN_FRAME_REGISTER_SHAPE,
             &(struct kvarn_register_metric_args){.shape = &shape->shape}, &result);
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
         shape->server_id = result.shape_id;
         shape->serial = client->serial;
     }
@@ -137,8 +144,9 @@ static uint32_t shape_local_id(const struct kvarn_client *client, uint32_t serve
 
     TAILQ_FOREACH(shape, &client->shapes, link)
     {
-        if (shape->serial == client->serial && shape->server_id == server_id)
+        if (shape->serial == client->serial && shape->server_id == server_id) {
             return shape->local_id;
+        }
     }
     return 0;
 }
@@ -166,14 +174,17 @@ static int open_perform(struct kvarn_client *client, const struct kvarn_open_ses
 
         if (args->shape_id != 0) {
             err = shape_ready(client, args->shape_id, &now.shape_id);
-            if (err != 0)
+            if (err != 0) {
                 return err;
+            }
         }
         err = kvarn__client_perform(client, &exchange);
-        if (err != KVARN_EIO || client->options.reconnect_off || !exchange.is_bound)
+        if (err != KVARN_EIO || client->options.reconnect_off || !exchange.is_bound) {
             return err;
-        if (!is_repeatable && client->was_begun)
+        }
+        if (!is_repeatable && client->was_begun) {
             return err;
+        }
     }
     return err;
 }
@@ -202,8 +213,9 @@ int kvarn_client_open_session(struct kvarn_client *client,
     TAILQ_INSERT_TAIL(&client->sessions, session, link);
     result.shape_id = shape_local_id(client, result.shape_id);
     *ret_session = &session->pub;
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -215,9 +227,10 @@ int kvarn_client_refresh_session(
     struct kvarn_open_session_result result;
     int err;
 
-    if (session->name == NULL)
+    if (session->name == NULL) {
         return kvarn__client_fail(client, KVARN_FRAME_OPEN_SESSION, KVARN_EINVALID,
             "a session without a name cannot be opened again");
+    }
     /* Closed first: results point into the last reply. A handle that is gone is as good. */
     if (client->fd >= 0 && session->serial == client->serial) {
         const struct kvarn_close_session_args close_args = {pub};
@@ -232,15 +245,17 @@ int kvarn_client_refresh_session(
         session->serial = 0;
     }
     err = open_perform(client, &args, &result);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     session->pub.handle = result.handle;
     session->pub.epoch = result.epoch;
     session->serial = client->serial;
     session->is_stale = false;
     result.shape_id = shape_local_id(client, result.shape_id);
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -257,11 +272,13 @@ int kvarn_client_append(struct kvarn_client *client, const struct kvarn_append_a
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     session_epoch_set(args->session, result.epoch);
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -277,11 +294,13 @@ int kvarn_client_append_tiles(struct kvarn_client *client,
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     session_epoch_set(args->session, result.epoch);
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -298,8 +317,9 @@ int kvarn_client_read_blocks(struct kvarn_client *client, const struct kvarn_rea
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -320,8 +340,9 @@ int kvarn_client_attend(struct kvarn_client *client, const struct kvarn_attend_a
 
     _Static_assert(offsetof(struct kvarn_attend_item, session) == 0, "sessions are found there");
     err = kvarn__client_perform(client, &exchange);
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -342,17 +363,21 @@ int kvarn_client_append_attend(struct kvarn_client *client,
 
     _Static_assert(
         offsetof(struct kvarn_append_attend_item, session) == 0, "sessions are found there");
-    for (size_t i = 0; i < args->item_count; i++)
+    for (size_t i = 0; i < args->item_count; i++) {
         exchange.is_repeatable = exchange.is_repeatable && session_is_named(args->items[i].session);
-    err = kvarn__client_perform(client, &exchange);
-    if (err != 0)
-        return err;
-    for (size_t i = 0; i < result.item_count && i < args->item_count; i++) {
-        if (result.items[i].appended && result.items[i].has_epoch)
-            session_epoch_set(args->items[i].session, result.items[i].epoch);
     }
-    if (ret != NULL)
+    err = kvarn__client_perform(client, &exchange);
+    if (err != 0) {
+        return err;
+    }
+    for (size_t i = 0; i < result.item_count && i < args->item_count; i++) {
+        if (result.items[i].appended && result.items[i].has_epoch) {
+            session_epoch_set(args->items[i].session, result.items[i].epoch);
+        }
+    }
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -369,11 +394,13 @@ int kvarn_client_truncate(struct kvarn_client *client, struct kvarn_session *ses
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     session_epoch_set(session, result.epoch);
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -384,8 +411,9 @@ static int fork_prepare(const struct kvarn_fork_args *args, struct client_sessio
         const char *name = args->items[i].name;
 
         sessions[i] = calloc(1, sizeof *sessions[i]);
-        if (sessions[i] == NULL || (name != NULL && (sessions[i]->name = strdup(name)) == NULL))
+        if (sessions[i] == NULL || (name != NULL && (sessions[i]->name = strdup(name)) == NULL)) {
             return KVARN_ENOMEM;
+        }
     }
     return 0;
 }
@@ -396,8 +424,9 @@ static void fork_adopt(struct kvarn_client *client, const struct kvarn_fork_resu
 {
     for (size_t i = 0; i < result->item_count; i++) {
         ret_sessions[i] = NULL;
-        if (result->items[i].status.err != 0 || sessions[i] == NULL)
+        if (result->items[i].status.err != 0 || sessions[i] == NULL) {
             continue;
+        }
         sessions[i]->pub.handle = result->items[i].handle;
         sessions[i]->pub.epoch = result->items[i].epoch;
         sessions[i]->serial = client->serial;
@@ -429,22 +458,26 @@ int kvarn_client_fork(struct kvarn_client *client, const struct kvarn_fork_args 
         (void)kvarn__client_fail(client, KVARN_FRAME_FORK, err, NULL);
         goto out;
     }
-    for (size_t i = 0; i < args->item_count; i++)
+    for (size_t i = 0; i < args->item_count; i++) {
         exchange.is_repeatable = exchange.is_repeatable && args->items[i].name != NULL &&
                                  args->items[i].mode == KVARN_OPEN_EITHER;
+    }
     err = kvarn__client_perform(client, &exchange);
-    if (err == 0 && result.item_count != args->item_count)
+    if (err == 0 && result.item_count != args->item_count) {
         err = kvarn__client_fail(
             client, KVARN_FRAME_FORK, KVARN_EPROTOCOL, "the reply has another number of items");
+    }
     if (err == 0) {
         fork_adopt(client, &result, sessions, ret_sessions);
-        if (ret != NULL)
+        if (ret != NULL) {
             *ret = result;
+        }
     }
 out:
     for (size_t i = 0; sessions != NULL && i < args->item_count; i++) {
-        if (sessions[i] != NULL)
+        if (sessions[i] != NULL) {
             free(sessions[i]->name);
+        }
         free(sessions[i]);
     }
     free(sessions);
@@ -468,18 +501,21 @@ int kvarn_client_reorder(struct kvarn_client *client, const struct kvarn_reorder
 
     _Static_assert(offsetof(struct kvarn_reorder_member, session) == 0, "sessions are found there");
     err = kvarn__client_perform(client, &exchange);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     for (size_t i = 0; i < result.item_count && member < args->member_count; i++) {
         const struct kvarn_reorder_item_result *item = &result.items[i];
         size_t count = args->item_members == NULL ? args->member_count : args->item_members[i];
 
-        for (size_t j = 0; j < count && item->status.err == 0 && j < item->session_count; j++)
+        for (size_t j = 0; j < count && item->status.err == 0 && j < item->session_count; j++) {
             session_epoch_set(args->members[member + j].session, item->epochs[j]);
+        }
         member += count;
     }
-    if (ret != NULL)
+    if (ret != NULL) {
         *ret = result;
+    }
     return 0;
 }
 
@@ -496,10 +532,12 @@ int kvarn_client_match_prefix(struct kvarn_client *client,
     };
     int err = shape_ready(client, args->shape_id, &now.shape_id);
 
-    if (err == 0)
+    if (err == 0) {
         err = kvarn__client_perform(client, &exchange);
-    if (err == 0 && ret != NULL)
+    }
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -524,8 +562,9 @@ int kvarn_client_close_session(struct kvarn_client *client, struct kvarn_session
     int err = 0;
 
     /* Handles end with their connection: where that is gone there is nothing left to close. */
-    if (client->fd >= 0 && session->serial == client->serial)
+    if (client->fd >= 0 && session->serial == client->serial) {
         err = kvarn__client_perform(client, &exchange);
+    }
     session_forget(client, pub);
     return client->fd < 0 ? 0 : err;
 }
@@ -540,8 +579,9 @@ int kvarn_client_drop_session(struct kvarn_client *client, struct kvarn_session 
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0)
+    if (err == 0) {
         session_forget(client, pub);
+    }
     return err;
 }
 
@@ -566,8 +606,9 @@ int kvarn_client_touch(struct kvarn_client *client, const struct kvarn_touch_arg
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -584,8 +625,9 @@ int kvarn_client_pin(
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -602,8 +644,9 @@ int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_arg
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -613,8 +656,9 @@ int kvarn_client_list_sessions(struct kvarn_client *client,
     struct kvarn_list_sessions_result result;
     int err = plain_perform(client, KVARN_FRAME_LIST_SESSIONS, args, &result);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -631,8 +675,9 @@ int kvarn_client_inspect_session(struct kvarn_client *client,
     };
     int err = kvarn__client_perform(client, &exchange);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -641,8 +686,9 @@ int kvarn_client_stats(struct kvarn_client *client, struct kvarn_stats_result *r
     struct kvarn_stats_result result;
     int err = plain_perform(client, KVARN_FRAME_STATS, NULL, &result);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }
 
@@ -653,7 +699,8 @@ int kvarn_client_cancel(
     struct kvarn_cancel_result result;
     int err = plain_perform(client, KVARN_FRAME_CANCEL, &args, &result);
 
-    if (err == 0 && ret != NULL)
+    if (err == 0 && ret != NULL) {
         *ret = result;
+    }
     return err;
 }

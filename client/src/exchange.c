@@ -63,8 +63,9 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
 /* Replies that say no more than their status. */
 static int bare_parse(const struct kvarn_reply *reply, enum kvarn_frame_type type)
 {
-    if (reply->status.err != 0)
+    if (reply->status.err != 0) {
         return reply->status.err;
+    }
     return reply->header.type == type ? 0 : KVARN_EPROTOCOL;
 }
 

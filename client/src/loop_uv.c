@@ -83,15 +83,17 @@ static struct kvarn_reply *reply_create(void)
 {
     struct kvarn_reply *reply = malloc(sizeof *reply);
 
-    if (reply != NULL)
+    if (reply != NULL) {
         kvarn__reply_init(reply);
+    }
     return reply;
 }
 
 static void reply_destroy(struct kvarn_reply *reply)
 {
-    if (reply == NULL)
+    if (reply == NULL) {
         return;
+    }
     kvarn__reply_reset(reply);
     free(reply);
 }
@@ -117,8 +119,9 @@ static void request_deliver(struct uv_request *request)
 
     KVARN_ASSERT(request->is_ended && !request->is_writing);
     client->ending_count--;
-    if (request->cb != NULL)
+    if (request->cb != NULL) {
         request->cb(client, request->err, request->reply, request->ctx);
+    }
     reply_destroy(request->reply);
     kvarn_call_destroy(request->call);
     free(request);
@@ -132,8 +135,9 @@ static void request_end(struct uv_request *request, int err, struct kvarn_reply 
     request->err = err;
     request->reply = reply;
     request->client->ending_count++;
-    if (!request->is_writing)
+    if (!request->is_writing) {
         request_deliver(request);
+    }
 }
 
 static void request_written(uv_write_t *write, int status)
@@ -142,10 +146,12 @@ static void request_written(uv_write_t *write, int status)
     struct kvarn_uv_client *client = request->client;
 
     request->is_writing = false;
-    if (request->is_ended)
+    if (request->is_ended) {
         request_deliver(request);
-    if (status != 0 && status != UV_ECANCELED)
+    }
+    if (status != 0 && status != UV_ECANCELED) {
         client_lost(client, KVARN_EIO);
+    }
 }
 
 static void sent_remove(struct kvarn_uv_client *client, struct uv_request *request)
@@ -183,8 +189,9 @@ static void queued_end(struct kvarn_uv_client *client, int err)
 
 static bool wants_xxh3(const struct kvarn_uv_client *client)
 {
-    if (client->options.checksum == KVARN_CHECKSUM_AUTO)
+    if (client->options.checksum == KVARN_CHECKSUM_AUTO) {
         return client->address.is_tcp;
+    }
     return client->options.checksum == KVARN_CHECKSUM_ON;
 }
 
@@ -201,26 +208,31 @@ static int request_write(struct kvarn_uv_client *client, struct uv_request *requ
     unsigned count = 0;
     int rc;
 
-    if (bufs == NULL)
+    if (bufs == NULL) {
         return KVARN_ENOMEM;
+    }
     kvarn__call_stamp(call, call->request_id, wants_xxh3(client));
     bufs[count++] = buf_of(call->head, call->head_bytes);
     for (size_t i = 0; i < call->span_count; i++) {
-        if (call->spans[i].bytes != 0)
+        if (call->spans[i].bytes != 0) {
             bufs[count++] = buf_of(call->spans[i].data, call->spans[i].bytes);
+        }
     }
-    if (call->trailer_bytes != 0)
+    if (call->trailer_bytes != 0) {
         bufs[count++] = buf_of(call->trailer, call->trailer_bytes);
+    }
     request->write.data = request;
     /* uv_write() copies the array of buffers, not the bytes. */
     rc = uv_write(&request->write, &client->io.stream, bufs, count, request_written);
     free(bufs);
-    if (rc != 0)
+    if (rc != 0) {
         return err_of(rc);
+    }
     request->is_writing = true;
     request->expires_ms = UINT64_MAX;
-    if (call->deadline_ms != KVARN_DEADLINE_NONE)
+    if (call->deadline_ms != KVARN_DEADLINE_NONE) {
         request->expires_ms = uv_now(client->loop) + call->deadline_ms + SILENCE_MS;
+    }
     TAILQ_INSERT_TAIL(&client->sent, request, link);
     client->sent_count++;
     client->in_flight_payload_bytes += call->payload_bytes;
@@ -229,8 +241,9 @@ static int request_write(struct kvarn_uv_client *client, struct uv_request *requ
 
 static bool credit_is_left(const struct kvarn_uv_client *client, const struct uv_request *request)
 {
-    if (client->sent_count == 0)
+    if (client->sent_count == 0) {
         return true;
+    }
     return client->sent_count < client->server.credit_requests &&
            client->in_flight_payload_bytes + request->call->payload_bytes <=
                client->server.credit_bytes;
@@ -248,16 +261,18 @@ static void client_flush(struct kvarn_uv_client *client)
         TAILQ_REMOVE(&client->queued, request, link);
         client->queued_count--;
         err = request_write(client, request);
-        if (err == 0)
+        if (err == 0) {
             continue;
+        }
         /* Back in its place: the loss of the connection decides over it. */
         TAILQ_INSERT_HEAD(&client->queued, request, link);
         client->queued_count++;
         client_lost(client, err);
     }
     if (client->stage == STAGE_READY && client->sent_count != 0 &&
-        !uv_is_active((uv_handle_t *)&client->timer))
+        !uv_is_active((uv_handle_t *)&client->timer)) {
         timer_set(client, EXPIRY_TICK_MS, EXPIRY_TICK_MS);
+    }
 }
 
 /* Queued calls that this daemon would never take. */
@@ -295,10 +310,12 @@ static void hello_done(struct kvarn_uv_client *client, struct kvarn_reply *reply
     client->stage = STAGE_READY;
     client->backoff_ms = BACKOFF_MS;
     (void)uv_timer_stop(&client->timer);
-    if (client->state_cb != NULL)
+    if (client->state_cb != NULL) {
         client->state_cb(client, 0, client->ctx);
-    if (client->stage != STAGE_READY)
+    }
+    if (client->stage != STAGE_READY) {
         return; /* the callback closed us */
+    }
     queued_check(client);
     client_flush(client);
 }
@@ -311,8 +328,9 @@ static void reply_done(struct kvarn_uv_client *client)
     client->reply = NULL;
     TAILQ_FOREACH(request, &client->sent, link)
     {
-        if (request->call->request_id == reply->header.request_id)
+        if (request->call->request_id == reply->header.request_id) {
             break;
+        }
     }
     if (request == NULL) {
         /* An error about a frame that could not be read, or an answer to nothing. */
@@ -340,10 +358,12 @@ static void read_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
     size_t room = 0;
 
     (void)suggested;
-    if (client->reply == NULL)
+    if (client->reply == NULL) {
         client->reply = reply_create();
-    if (client->reply != NULL)
+    }
+    if (client->reply != NULL) {
         kvarn__reply_want(client->reply, &at, &room);
+    }
     /* A zero buffer makes libuv report UV_ENOBUFS to the reader. */
     *buf = uv_buf_init((char *)at, room > INT32_MAX ? INT32_MAX : (unsigned)room);
 }
@@ -354,17 +374,19 @@ static void read_done(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
     int err;
 
     (void)buf;
-    if (got == 0 || client->stage == STAGE_CLOSING)
+    if (got == 0 || client->stage == STAGE_CLOSING) {
         return;
+    }
     if (got < 0) {
         client_lost(client, got == UV_ENOBUFS ? KVARN_ENOMEM : KVARN_EIO);
         return;
     }
     err = kvarn__reply_advance(client->reply, (size_t)got);
-    if (err != 0)
+    if (err != 0) {
         client_lost(client, err);
-    else if (client->reply->stage == KVARN__REPLY_COMPLETE)
+    } else if (client->reply->stage == KVARN__REPLY_COMPLETE) {
         reply_done(client);
+    }
 }
 
 /* ---- The connection ---- */
@@ -379,8 +401,9 @@ static void client_free(struct kvarn_uv_client *client)
     reply_destroy(client->hello);
     free((void *)(uintptr_t)client->options.name);
     free(client);
-    if (close_cb != NULL)
+    if (close_cb != NULL) {
         close_cb(close_ctx);
+    }
 }
 
 /* A handle or look-up has called back for the last time. */
@@ -388,8 +411,9 @@ static void pending_done(struct kvarn_uv_client *client)
 {
     KVARN_ASSERT(client->pending > 0);
     client->pending--;
-    if (!client->is_closed || client->pending != 0)
+    if (!client->is_closed || client->pending != 0) {
         return;
+    }
     sent_end(client, KVARN_ECANCELLED);
     queued_end(client, KVARN_ECANCELLED);
     client_free(client);
@@ -406,12 +430,14 @@ static void client_rest(struct kvarn_uv_client *client)
     client->stage = STAGE_IDLE;
     reply_destroy(client->reply);
     client->reply = NULL;
-    if (client->is_closed || client->options.reconnect_off)
+    if (client->is_closed || client->options.reconnect_off) {
         return;
+    }
     timer_set(client, client->backoff_ms, 0);
     client->backoff_ms *= 2;
-    if (client->backoff_ms > BACKOFF_MS_MAX)
+    if (client->backoff_ms > BACKOFF_MS_MAX) {
         client->backoff_ms = BACKOFF_MS_MAX;
+    }
 }
 
 /* libuv has cancelled all writes before this. */
@@ -421,10 +447,12 @@ static void stream_closed(uv_handle_t *handle)
 
     client->has_stream = false;
     sent_end(client, client->is_closed ? KVARN_ECANCELLED : KVARN_EIO);
-    if (client->options.reconnect_off && !client->is_closed)
+    if (client->options.reconnect_off && !client->is_closed) {
         queued_end(client, KVARN_EIO);
-    if (client->state_cb != NULL && !client->is_closed)
+    }
+    if (client->state_cb != NULL && !client->is_closed) {
         client->state_cb(client, client->lost_err, client->ctx);
+    }
     client_rest(client);
     pending_done(client);
 }
@@ -432,8 +460,9 @@ static void stream_closed(uv_handle_t *handle)
 /* The connection failed. Callers hear of it when the handle has closed, never in here. */
 static void client_lost(struct kvarn_uv_client *client, int err)
 {
-    if (!client->has_stream || client->stage == STAGE_CLOSING)
+    if (!client->has_stream || client->stage == STAGE_CLOSING) {
         return;
+    }
     client->stage = STAGE_CLOSING;
     client->lost_err = err;
     (void)uv_timer_stop(&client->timer);
@@ -447,17 +476,20 @@ static void hello_send(struct kvarn_uv_client *client)
     int err = KVARN_ENOMEM;
 
     client->stage = STAGE_HELLO;
-    if (request != NULL)
+    if (request != NULL) {
         err = kvarn_call_hello(&args, 0, &request->call);
+    }
     if (err == 0) {
         request->client = client;
         request->call->request_id = ++client->request_id;
         err = request_write(client, request);
     }
-    if (err == 0)
+    if (err == 0) {
         return;
-    if (request != NULL)
+    }
+    if (request != NULL) {
         kvarn_call_destroy(request->call);
+    }
     free(request);
     client_lost(client, err);
 }
@@ -467,16 +499,19 @@ static void connect_done(uv_connect_t *connect, int status)
     struct kvarn_uv_client *client = connect->data;
     int rc = status;
 
-    if (client->stage != STAGE_CONNECTING)
+    if (client->stage != STAGE_CONNECTING) {
         return; /* cancelled by a close */
-    if (rc == 0)
+    }
+    if (rc == 0) {
         rc = uv_read_start(&client->io.stream, read_alloc, read_done);
+    }
     if (rc != 0) {
         client_lost(client, err_of(rc));
         return;
     }
-    if (client->address.is_tcp)
+    if (client->address.is_tcp) {
         (void)uv_tcp_nodelay(&client->io.tcp, 1); /* slower is all that failing costs */
+    }
     hello_send(client);
 }
 
@@ -486,8 +521,9 @@ static int stream_init(struct kvarn_uv_client *client)
     int rc = client->address.is_tcp ? uv_tcp_init(client->loop, &client->io.tcp)
                                     : uv_pipe_init(client->loop, &client->io.pipe, 0);
 
-    if (rc != 0)
+    if (rc != 0) {
         return rc;
+    }
     client->io.handle.data = client;
     client->has_stream = true;
     client->pending++;
@@ -500,16 +536,19 @@ static void lookup_done(uv_getaddrinfo_t *lookup, int status, struct addrinfo *l
     struct kvarn_uv_client *client = lookup->data;
     int rc = status;
 
-    if (rc == 0 && !client->is_closed)
+    if (rc == 0 && !client->is_closed) {
         rc = stream_init(client);
+    }
     if (client->has_stream) {
         timer_set(client, client->options.connect_timeout_ms, 0);
         rc = uv_tcp_connect(&client->connect, &client->io.tcp, list->ai_addr, connect_done);
-        if (rc != 0)
+        if (rc != 0) {
             client_lost(client, err_of(rc));
+        }
     } else {
-        if (client->state_cb != NULL && !client->is_closed)
+        if (client->state_cb != NULL && !client->is_closed) {
             client->state_cb(client, err_of(rc), client->ctx);
+        }
         client_rest(client);
     }
     uv_freeaddrinfo(list);
@@ -527,10 +566,11 @@ static void client_begin(struct kvarn_uv_client *client)
         client->lookup.data = client;
         rc = uv_getaddrinfo(client->loop, &client->lookup, lookup_done, client->address.host,
             client->address.port, &hints);
-        if (rc == 0)
+        if (rc == 0) {
             client->pending++;
-        else
+        } else {
             client_rest(client);
+        }
         return;
     }
     rc = stream_init(client);
@@ -562,8 +602,9 @@ static void timer_fired(uv_timer_t *timer)
             return;
         }
     }
-    if (client->sent_count == 0)
+    if (client->sent_count == 0) {
         (void)uv_timer_stop(timer);
+    }
 }
 
 /* ---- What callers call ---- */
@@ -575,25 +616,29 @@ int kvarn_uv_connect(struct uv_loop_s *loop, const char *address,
     struct kvarn_uv_client *client = calloc(1, sizeof *client);
     int err = KVARN_ENOMEM;
 
-    if (client == NULL)
+    if (client == NULL) {
         return KVARN_ENOMEM;
+    }
     client->loop = loop;
     client->state_cb = state_cb;
     client->ctx = ctx;
     client->backoff_ms = BACKOFF_MS;
     TAILQ_INIT(&client->queued);
     TAILQ_INIT(&client->sent);
-    if (options != NULL)
+    if (options != NULL) {
         client->options = *options;
-    else
+    } else {
         kvarn_client_options_init(&client->options);
+    }
     client->options.name =
         strdup(client->options.name != NULL ? client->options.name : "libkvarn_client");
-    if (client->options.name == NULL)
+    if (client->options.name == NULL) {
         goto fail;
+    }
     err = kvarn__address_parse(address, &client->address);
-    if (err != 0)
+    if (err != 0) {
         goto fail;
+    }
     (void)uv_timer_init(loop, &client->timer); /* cannot fail: it only fills in the struct */
     client->timer.data = client;
     client->pending = 1;
@@ -612,22 +657,27 @@ int kvarn_uv_submit(struct kvarn_uv_client *client, struct kvarn_call *call, kva
     struct uv_request *request;
 
     KVARN_ASSERT(cb != NULL);
-    if (client->is_closed)
+    if (client->is_closed) {
         return KVARN_ECANCELLED;
-    if (client->options.reconnect_off && client->stage != STAGE_READY && client->request_id != 0)
+    }
+    if (client->options.reconnect_off && client->stage != STAGE_READY && client->request_id != 0) {
         return KVARN_EIO;
-    if (client->stage == STAGE_READY && call->payload_bytes > client->server.payload_bytes_max)
+    }
+    if (client->stage == STAGE_READY && call->payload_bytes > client->server.payload_bytes_max) {
         return KVARN_ETOO_LARGE;
+    }
     request = calloc(1, sizeof *request);
-    if (request == NULL)
+    if (request == NULL) {
         return KVARN_ENOMEM;
+    }
     request->client = client;
     request->call = call;
     request->cb = cb;
     request->ctx = ctx;
     call->request_id = ++client->request_id;
-    if (ret_request_id != NULL)
+    if (ret_request_id != NULL) {
         *ret_request_id = call->request_id;
+    }
     TAILQ_INSERT_TAIL(&client->queued, request, link);
     client->queued_count++;
     client_flush(client);

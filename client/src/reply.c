@@ -80,17 +80,20 @@ static int header_done(struct kvarn_reply *reply)
 {
     int err = kvarn_frame_decode(reply->head, &reply->header);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     if ((reply->header.flags & KVARN_FRAME_REPLY) == 0 ||
         reply->header.type >= KVARN_FRAME_TYPE_COUNT ||
-        reply_rows[reply->header.type].descriptor == NULL)
+        reply_rows[reply->header.type].descriptor == NULL) {
         return KVARN_EPROTOCOL;
+    }
     /* One spare byte each: malloc(0) may be NULL. */
     reply->message_bytes = malloc((size_t)reply->header.message_bytes + 1);
     reply->payload = malloc((size_t)reply->header.payload_bytes + 1);
-    if (reply->message_bytes == NULL || reply->payload == NULL)
+    if (reply->message_bytes == NULL || reply->payload == NULL) {
         return KVARN_ENOMEM;
+    }
     return 0;
 }
 
@@ -98,12 +101,15 @@ static int trailer_done(const struct kvarn_reply *reply)
 {
     uint64_t expected = 0;
 
-    if ((reply->header.flags & KVARN_FRAME_PAYLOAD_XXH3) == 0)
+    if ((reply->header.flags & KVARN_FRAME_PAYLOAD_XXH3) == 0) {
         return 0;
-    for (unsigned i = 0; i < KVARN_FRAME_TRAILER_BYTES; i++)
+    }
+    for (unsigned i = 0; i < KVARN_FRAME_TRAILER_BYTES; i++) {
         expected |= (uint64_t)reply->trailer[i] << (8 * i);
-    if (XXH3_64bits(reply->payload, (size_t)reply->header.payload_bytes) != expected)
+    }
+    if (XXH3_64bits(reply->payload, (size_t)reply->header.payload_bytes) != expected) {
         return KVARN_ECORRUPT;
+    }
     return 0;
 }
 
@@ -115,14 +121,16 @@ static int message_unpack(struct kvarn_reply *reply)
     int err = kvarn_wire_unpack(&reply->memory, row->descriptor, reply->message_bytes,
         reply->header.message_bytes, &message);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     memcpy(&status, (const uint8_t *)message + row->status_offset, sizeof status);
     KVARN_ASSERT(status != NULL); /* required field: the unpack would have failed */
     reply->message = message;
     kvarn__status_from_wire(&reply->status, status);
-    if (reply->header.type == KVARN_FRAME_TYPE_ERROR && reply->status.err == 0)
+    if (reply->header.type == KVARN_FRAME_TYPE_ERROR && reply->status.err == 0) {
         return KVARN_EPROTOCOL; /* an error reply that reports no error */
+    }
     return 0;
 }
 
@@ -145,8 +153,9 @@ static int stage_done(struct kvarn_reply *reply)
     case KVARN__REPLY_COMPLETE:
         break;
     }
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     reply->stage++;
     reply->stage_bytes = 0;
     return 0;
@@ -159,8 +168,9 @@ int kvarn__reply_advance(struct kvarn_reply *reply, size_t bytes)
     while (reply->stage != KVARN__REPLY_COMPLETE && reply->stage_bytes == stage_size(reply)) {
         int err = stage_done(reply);
 
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
     }
     return 0;
 }

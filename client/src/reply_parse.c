@@ -28,10 +28,12 @@ static int reply_open(
     const struct kvarn_reply *reply, enum kvarn_frame_type type, const ProtobufCMessage **ret)
 {
     KVARN_ASSERT(reply->stage == KVARN__REPLY_COMPLETE);
-    if (reply->status.err != 0)
+    if (reply->status.err != 0) {
         return reply->status.err;
-    if (reply->header.type != type)
+    }
+    if (reply->header.type != type) {
         return KVARN_EPROTOCOL;
+    }
     *ret = reply->message;
     return 0;
 }
@@ -57,11 +59,13 @@ static int array_take(struct kvarn_reply *reply, size_t count, size_t size, void
 {
     void *array;
 
-    if (count > reply->memory.limit_bytes / size)
+    if (count > reply->memory.limit_bytes / size) {
         return KVARN_EPROTOCOL;
+    }
     array = kvarn_wire_alloc_take(&reply->memory, count * size + 1);
-    if (array == NULL)
+    if (array == NULL) {
         return KVARN_ENOMEM;
+    }
     memset(array, 0, count * size);
     *ret = array;
     return 0;
@@ -69,8 +73,9 @@ static int array_take(struct kvarn_reply *reply, size_t count, size_t size, void
 
 static int fingerprint_copy(uint8_t to[16], const ProtobufCBinaryData *from)
 {
-    if (from->len != 16)
+    if (from->len != 16) {
         return KVARN_EPROTOCOL;
+    }
     memcpy(to, from->data, 16);
     return 0;
 }
@@ -104,8 +109,9 @@ int kvarn_reply_register_shape(struct kvarn_reply *reply, struct kvarn_register_
 
     OPEN(m, RegisterShapeReply, reply, KVARN_FRAME_REGISTER_SHAPE);
     err = fingerprint_copy(result.fingerprint, &m->fingerprint);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     result.shape_id = m->shape_id;
     result.metric_version = m->metric_version;
     *ret = result;
@@ -115,8 +121,9 @@ int kvarn_reply_register_shape(struct kvarn_reply *reply, struct kvarn_register_
 int kvarn_reply_open_session(struct kvarn_reply *reply, struct kvarn_open_session_result *ret)
 {
     OPEN(m, OpenSessionReply, reply, KVARN_FRAME_OPEN_SESSION);
-    if (!m->has_handle || !m->has_epoch)
+    if (!m->has_handle || !m->has_epoch) {
         return KVARN_EPROTOCOL;
+    }
     *ret = (struct kvarn_open_session_result){
         .handle = m->handle,
         .epoch = m->epoch,
@@ -131,8 +138,9 @@ int kvarn_reply_open_session(struct kvarn_reply *reply, struct kvarn_open_sessio
 int kvarn_reply_append(struct kvarn_reply *reply, struct kvarn_append_result *ret)
 {
     OPEN(m, AppendReply, reply, KVARN_FRAME_APPEND);
-    if (!m->has_epoch || !m->has_length)
+    if (!m->has_epoch || !m->has_length) {
         return KVARN_EPROTOCOL;
+    }
     *ret = (struct kvarn_append_result){
         .epoch = m->epoch,
         .length = m->length,
@@ -145,8 +153,9 @@ int kvarn_reply_append(struct kvarn_reply *reply, struct kvarn_append_result *re
 int kvarn_reply_append_tiles(struct kvarn_reply *reply, struct kvarn_append_tiles_result *ret)
 {
     OPEN(m, AppendTilesReply, reply, KVARN_FRAME_APPEND_TILES);
-    if (!m->has_epoch)
+    if (!m->has_epoch) {
         return KVARN_EPROTOCOL;
+    }
     *ret = (struct kvarn_append_tiles_result){
         .epoch = m->epoch,
         .lengths = m->lengths,
@@ -163,8 +172,9 @@ int kvarn_reply_read_blocks(struct kvarn_reply *reply, struct kvarn_read_blocks_
 
     OPEN(m, ReadBlocksReply, reply, KVARN_FRAME_READ_BLOCKS);
     err = array_take(reply, m->n_runs, sizeof *runs, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     runs = memory;
     for (size_t i = 0; i < m->n_runs; i++) {
         runs[i].layer = m->runs[i]->layer;
@@ -203,17 +213,21 @@ int kvarn_reply_attend(struct kvarn_reply *reply, struct kvarn_attend_result *re
     int err;
 
     OPEN(m, AttendReply, reply, is_append ? KVARN_FRAME_APPEND_ATTEND : KVARN_FRAME_ATTEND);
-    if (reply->header.payload_bytes < lse_bytes)
+    if (reply->header.payload_bytes < lse_bytes) {
         return KVARN_EPROTOCOL;
+    }
     out_bytes = reply->header.payload_bytes - lse_bytes;
-    if (out_bytes % sizeof(float) != 0)
+    if (out_bytes % sizeof(float) != 0) {
         return KVARN_EPROTOCOL; /* head_dim is a multiple of 8 */
+    }
     err = array_take(reply, m->n_items, sizeof *items, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     items = memory;
-    for (size_t i = 0; i < m->n_items; i++)
+    for (size_t i = 0; i < m->n_items; i++) {
         attend_item_parse(&items[i], m->items[i]);
+    }
     *ret = (struct kvarn_attend_result){
         .items = items,
         .item_count = m->n_items,
@@ -228,8 +242,9 @@ int kvarn_reply_attend(struct kvarn_reply *reply, struct kvarn_attend_result *re
 int kvarn_reply_truncate(struct kvarn_reply *reply, struct kvarn_truncate_result *ret)
 {
     OPEN(m, TruncateReply, reply, KVARN_FRAME_TRUNCATE);
-    if (!m->has_epoch)
+    if (!m->has_epoch) {
         return KVARN_EPROTOCOL;
+    }
     *ret = (struct kvarn_truncate_result){
         .epoch = m->epoch,
         .layer_lengths = m->layer_lengths,
@@ -247,15 +262,17 @@ int kvarn_reply_fork(struct kvarn_reply *reply, struct kvarn_fork_result *ret)
 
     OPEN(m, ForkReply, reply, KVARN_FRAME_FORK);
     err = array_take(reply, m->n_items, sizeof *items, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     items = memory;
     for (size_t i = 0; i < m->n_items; i++) {
         const Kvarnd__ForkItemReply *from = m->items[i];
 
         kvarn__status_from_wire(&items[i].status, from->status);
-        if (items[i].status.err == 0 && (!from->has_handle || !from->has_epoch))
+        if (items[i].status.err == 0 && (!from->has_handle || !from->has_epoch)) {
             return KVARN_EPROTOCOL;
+        }
         items[i].handle = from->handle;
         items[i].epoch = from->epoch;
         items[i].length = from->length;
@@ -274,15 +291,17 @@ int kvarn_reply_reorder(struct kvarn_reply *reply, struct kvarn_reorder_result *
 
     OPEN(m, ReorderReply, reply, KVARN_FRAME_REORDER);
     err = array_take(reply, m->n_items, sizeof *items, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     items = memory;
     for (size_t i = 0; i < m->n_items; i++) {
         const Kvarnd__ReorderItemReply *from = m->items[i];
 
         kvarn__status_from_wire(&items[i].status, from->status);
-        if (from->n_epochs != from->n_lengths)
+        if (from->n_epochs != from->n_lengths) {
             return KVARN_EPROTOCOL;
+        }
         items[i].epochs = from->epochs;
         items[i].lengths = from->lengths;
         items[i].session_count = from->n_epochs;
@@ -352,11 +371,13 @@ int kvarn_reply_list_sessions(struct kvarn_reply *reply, struct kvarn_list_sessi
 
     OPEN(m, ListSessionsReply, reply, KVARN_FRAME_LIST_SESSIONS);
     err = array_take(reply, m->n_sessions, sizeof *sessions, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     sessions = memory;
-    for (size_t i = 0; i < m->n_sessions; i++)
+    for (size_t i = 0; i < m->n_sessions; i++) {
         summary_parse(&sessions[i], m->sessions[i]);
+    }
     *ret = (struct kvarn_list_sessions_result){
         .sessions = sessions,
         .session_count = m->n_sessions,
@@ -371,8 +392,9 @@ static int shape_parse(struct kvarn_reply *reply, struct kvarn_shape *to, const 
     void *memory;
     int err = array_take(reply, from->n_layer_groups, sizeof *groups, &memory);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     groups = memory;
     for (size_t i = 0; i < from->n_layer_groups; i++) {
         const Kvarnd__LayerGroup *g = from->layer_groups[i];
@@ -411,8 +433,9 @@ static void metric_sizes(
 
         layer += g->layers;
         for (; at < layer && at < last; at++) {
-            if (counts < result->count_count && result->counts[counts] > 0)
+            if (counts < result->count_count && result->counts[counts] > 0) {
                 bytes += (uint64_t)g->kv_heads * g->k_dim * g->k_dim * sizeof(float);
+            }
             counts += g->kv_heads;
         }
     }
@@ -428,13 +451,16 @@ int kvarn_reply_read_metric(struct kvarn_reply *reply, struct kvarn_read_metric_
     int err;
 
     OPEN(m, ReadMetricReply, reply, KVARN_FRAME_READ_METRIC);
-    if (m->shape == NULL || m->n_versions > KVARN_LAYERS_MAX)
+    if (m->shape == NULL || m->n_versions > KVARN_LAYERS_MAX) {
         return KVARN_EPROTOCOL;
+    }
     err = fingerprint_copy(result.fingerprint, &m->fingerprint);
-    if (err == 0)
+    if (err == 0) {
         err = shape_parse(reply, &result.shape, m->shape);
-    if (err != 0)
+    }
+    if (err != 0) {
         return err;
+    }
     result.metric_version = m->metric_version;
     result.layer_first = m->layer_first;
     result.layer_count = (uint32_t)m->n_versions;
@@ -444,8 +470,9 @@ int kvarn_reply_read_metric(struct kvarn_reply *reply, struct kvarn_read_metric_
     result.data = reply->payload;
     result.data_bytes = (size_t)reply->header.payload_bytes;
     metric_sizes(&result, &counts, &bytes);
-    if (counts != result.count_count || bytes != result.data_bytes)
+    if (counts != result.count_count || bytes != result.data_bytes) {
         return KVARN_EPROTOCOL;
+    }
     *ret = result;
     return 0;
 }
@@ -456,14 +483,17 @@ int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_
     int err;
 
     OPEN(m, InspectSessionReply, reply, KVARN_FRAME_INSPECT_SESSION);
-    if (m->summary == NULL || m->shape == NULL || m->n_layer_sealed != m->n_layer_lengths)
+    if (m->summary == NULL || m->shape == NULL || m->n_layer_sealed != m->n_layer_lengths) {
         return KVARN_EPROTOCOL;
+    }
     err = fingerprint_copy(result.fingerprint, &m->fingerprint);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     err = shape_parse(reply, &result.shape, m->shape);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     summary_parse(&result.summary, m->summary);
     result.layer_lengths = m->layer_lengths;
     result.layer_sealed = m->layer_sealed;
@@ -501,8 +531,9 @@ static int ops_parse(
     void *memory;
     int err = array_take(reply, m->n_ops, sizeof *ops, &memory);
 
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     ops = memory;
     for (size_t i = 0; i < m->n_ops; i++) {
         const Kvarnd__OpStats *o = m->ops[i];
@@ -523,11 +554,13 @@ int kvarn_reply_stats(struct kvarn_reply *reply, struct kvarn_stats_result *ret)
 
     OPEN(m, StatsReply, reply, KVARN_FRAME_STATS);
     err = ops_parse(reply, m, &result.ops);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     err = array_take(reply, m->n_counters, sizeof *counters, &memory);
-    if (err != 0)
+    if (err != 0) {
         return err;
+    }
     counters = memory;
     for (size_t i = 0; i < m->n_counters; i++) {
         counters[i].name = m->counters[i]->name;

@@ -9,8 +9,9 @@ int kvarn__shape_copy_init(struct kvarn_shape *ret, const struct kvarn_shape *fr
     struct kvarn_shape copy = *from;
     struct kvarn_layer_group *groups = NULL;
 
-    if (from->model == NULL || from->layer_group_count == 0)
+    if (from->model == NULL || from->layer_group_count == 0) {
         return KVARN_EINVALID;
+    }
     copy.model = strdup(from->model);
     copy.revision = from->revision != NULL ? strdup(from->revision) : NULL;
     groups = calloc(from->layer_group_count, sizeof *groups);

@@ -34,8 +34,9 @@ void kvarn__time_sleep(uint32_t ms, uint64_t until_ms)
     uint64_t end = kvarn__time_now_ms() + ms;
     uint64_t now;
 
-    if (end > until_ms)
+    if (end > until_ms) {
         end = until_ms;
+    }
     while ((now = kvarn__time_now_ms()) < end) {
         struct timespec pause = {.tv_sec = (time_t)((end - now) / 1000),
             .tv_nsec = (long)((end - now) % 1000) * 1000000};
@@ -53,15 +54,19 @@ static int socket_wait(int fd, short events, uint64_t until_ms)
         int timeout = -1;
         int count;
 
-        if (now >= until_ms)
+        if (now >= until_ms) {
             return KVARN_EDEADLINE;
-        if (until_ms != KVARN__TIME_NEVER)
+        }
+        if (until_ms != KVARN__TIME_NEVER) {
             timeout = until_ms - now > INT_MAX ? INT_MAX : (int)(until_ms - now);
+        }
         count = poll(&p, 1, timeout);
-        if (count > 0)
+        if (count > 0) {
             return 0;
-        if (count < 0 && errno != EINTR)
+        }
+        if (count < 0 && errno != EINTR) {
             return KVARN_EIO;
+        }
     }
 }
 
@@ -71,16 +76,20 @@ static int connect_wait(int fd, const struct sockaddr *sa, socklen_t sa_bytes, u
     socklen_t failure_bytes = sizeof failure;
     int err;
 
-    if (connect(fd, sa, sa_bytes) == 0)
+    if (connect(fd, sa, sa_bytes) == 0) {
         return 0;
+    }
     /* A unix socket whose backlog is full says EAGAIN and does not become ready: it is an error. */
-    if (errno != EINPROGRESS)
+    if (errno != EINPROGRESS) {
         return KVARN_EIO;
+    }
     err = socket_wait(fd, POLLOUT, until_ms);
-    if (err != 0)
+    if (err != 0) {
         return err;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &failure_bytes) != 0)
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &failure_bytes) != 0) {
         return KVARN_EIO;
+    }
     errno = failure;
     return failure == 0 ? 0 : KVARN_EIO;
 }
@@ -92,8 +101,9 @@ static int socket_open(
     int saved;
     int err;
 
-    if (fd < 0)
+    if (fd < 0) {
         return KVARN_EIO;
+    }
     err = connect_wait(fd, sa, sa_bytes, until_ms);
     if (err != 0) {
         saved = errno;
@@ -130,13 +140,15 @@ static int tcp_connect(const struct kvarn__address *address, uint64_t until_ms, 
     }
     for (const struct addrinfo *ai = list; ai != NULL; ai = ai->ai_next) {
         err = socket_open(ai->ai_family, ai->ai_addr, ai->ai_addrlen, until_ms, ret_fd);
-        if (err == 0)
+        if (err == 0) {
             break;
+        }
     }
     freeaddrinfo(list);
     /* Small frames must not wait for acknowledgements; slower is all that failing here costs. */
-    if (err == 0)
+    if (err == 0) {
         (void)setsockopt(*ret_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    }
     return err;
 }
 
@@ -162,13 +174,16 @@ int kvarn__socket_send(
             *ret_bytes = (size_t)sent;
             return 0;
         }
-        if (sent < 0 && errno == EINTR)
+        if (sent < 0 && errno == EINTR) {
             continue;
-        if (sent == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
+        }
+        if (sent == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
             return KVARN_EIO;
+        }
         err = socket_wait(fd, POLLOUT, until_ms);
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
     }
 }
 
@@ -187,12 +202,15 @@ int kvarn__socket_receive(int fd, void *to, size_t room, uint64_t until_ms, size
             errno = 0;
             return KVARN_EIO;
         }
-        if (errno == EINTR)
+        if (errno == EINTR) {
             continue;
-        if (errno != EAGAIN && errno != EWOULDBLOCK)
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
             return KVARN_EIO;
+        }
         err = socket_wait(fd, POLLIN, until_ms);
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
     }
 }

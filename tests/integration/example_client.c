@@ -38,20 +38,25 @@ int main(int argc, char **argv)
     struct kvarn_client *client;
     char error[KVARN_CLIENT_ERROR_MAX];
 
-    for (int i = 0; i < HEADS * TOKENS * DIM; i++)
+    for (int i = 0; i < HEADS * TOKENS * DIM; i++) {
         v[i] = 1.0f; /* any weights give 1: K and Q are zero here */
+    }
     if (kvarn_client_connect(
-            argc > 1 ? argv[1] : "unix:/run/kvarnd/kvarnd.sock", NULL, &client, error) != 0)
+            argc > 1 ? argv[1] : "unix:/run/kvarnd/kvarnd.sock", NULL, &client, error) != 0) {
         return fprintf(stderr, "%s\n", error), EXIT_FAILURE;
-    if (kvarn_client_register_shape(client, &model, &shape) != 0)
+    }
+    if (kvarn_client_register_shape(client, &model, &shape) != 0) {
         goto fail;
+    }
     open.shape_id = shape.shape_id;
-    if (kvarn_client_open_session(client, &open, &session, NULL) != 0)
+    if (kvarn_client_open_session(client, &open, &session, NULL) != 0) {
         goto fail;
+    }
     append.session = item.session = session;
     if (kvarn_client_append(client, &append, NULL) != 0 ||
-        kvarn_client_attend(client, &attend, &result) != 0)
+        kvarn_client_attend(client, &attend, &result) != 0) {
         goto fail;
+    }
     printf("out[0] = %.4f, lse[0] = %.4f\n", (double)((const float *)result.out)[0],
         (double)result.lse[0]); /* 1.0000 and log 4 = 1.3863 */
     kvarn_client_destroy(client);

@@ -18,8 +18,9 @@ static bool read_all(int fd, void *to, size_t bytes)
     while (bytes > 0) {
         ssize_t got = read(fd, at, bytes);
 
-        if (got <= 0)
+        if (got <= 0) {
             return false;
+        }
         at += got;
         bytes -= (size_t)got;
     }
@@ -33,8 +34,9 @@ static void write_all(int fd, const void *from, size_t bytes)
     while (bytes > 0) {
         ssize_t sent = send(fd, at, bytes, MSG_NOSIGNAL);
 
-        if (sent <= 0)
+        if (sent <= 0) {
             return; /* the client went away: its test says whether it may */
+        }
         at += sent;
         bytes -= (size_t)sent;
     }
@@ -45,14 +47,16 @@ static bool frame_read(struct fake_daemon *fake, struct fake_frame *frame)
     uint8_t head[KVARN_FRAME_HEADER_BYTES];
     uint8_t trailer[KVARN_FRAME_TRAILER_BYTES];
 
-    if (!read_all(fake->fd, head, sizeof head) || kvarn_frame_decode(head, &frame->header) != 0)
+    if (!read_all(fake->fd, head, sizeof head) || kvarn_frame_decode(head, &frame->header) != 0) {
         return false;
+    }
     frame->message = malloc(frame->header.message_bytes + 1);
     frame->payload = malloc((size_t)frame->header.payload_bytes + 1);
     KVARN_ASSERT(frame->message != NULL && frame->payload != NULL);
     if (!read_all(fake->fd, frame->message, frame->header.message_bytes) ||
-        !read_all(fake->fd, frame->payload, (size_t)frame->header.payload_bytes))
+        !read_all(fake->fd, frame->payload, (size_t)frame->header.payload_bytes)) {
         return false;
+    }
     return (frame->header.flags & KVARN_FRAME_PAYLOAD_XXH3) == 0 ||
            read_all(fake->fd, trailer, sizeof trailer);
 }
@@ -67,11 +71,13 @@ static void connection_serve(struct fake_daemon *fake, unsigned connection_idx)
         free(frame->payload);
         memset(frame, 0, sizeof *frame);
         frame->connection_idx = connection_idx;
-        if (!frame_read(fake, frame))
+        if (!frame_read(fake, frame)) {
             return;
+        }
         fake->frame_count++;
-        if (!fake->script(fake, frame))
+        if (!fake->script(fake, frame)) {
             return;
+        }
     }
 }
 
@@ -81,8 +87,9 @@ static void *daemon_run(void *arg)
 
     for (unsigned idx = 0;; idx++) {
         fake->fd = accept(fake->listen_fd, NULL, NULL);
-        if (fake->fd < 0)
+        if (fake->fd < 0) {
             return NULL;
+        }
         connection_serve(fake, idx);
         close(fake->fd);
     }

@@ -44,8 +44,9 @@ static void file_make(unsigned major, const char *header, size_t data_bytes)
         fputc(0, file);
     }
     fwrite(header, 1, n, file);
-    while (data_bytes-- > 0)
+    while (data_bytes-- > 0) {
         fputc(0, file);
+    }
     assert_int_equal(fclose(file), 0);
 }
 
@@ -57,8 +58,9 @@ static void refused(const char *header, size_t data_bytes, const char *text)
     file_make(1, header, data_bytes);
     assert_int_equal(npy_read(path, &array, error), KVARN_EINVALID);
     assert_null(array.data);
-    if (strstr(error, text) == NULL)
+    if (strstr(error, text) == NULL) {
         fail_msg("\"%s\" does not say \"%s\"", error, text);
+    }
     assert_ptr_equal(strstr(error, path), error);
 }
 

@@ -103,8 +103,9 @@ static void mistakes_are_named(void **state)
         char error[OPTION_ERROR_MAX];
 
         assert_int_equal(parse(&p, error, cases[i].args), KVARN_EINVALID);
-        if (strstr(error, cases[i].text) == NULL)
+        if (strstr(error, cases[i].text) == NULL) {
             fail_msg("\"%s\" does not say \"%s\"", error, cases[i].text);
+        }
     }
 }
 

@@ -74,8 +74,9 @@ static bool script_run(struct fake_daemon *fake, const struct fake_frame *frame)
         script->drop_count--;
         return false;
     }
-    if (fake_reply_usual(fake, frame))
+    if (fake_reply_usual(fake, frame)) {
         return true;
+    }
     if (frame->header.type == KVARN_FRAME_OPEN_SESSION) {
         open_answer(fake, frame);
     } else if (frame->header.type == KVARN_FRAME_APPEND) {
@@ -141,8 +142,9 @@ static const struct fake_frame *frame_nth(
     const struct fake_daemon *fake, unsigned type, unsigned nth)
 {
     for (size_t i = 0; i < fake->frame_count; i++) {
-        if (fake->frames[i].header.type == type && nth-- == 0)
+        if (fake->frames[i].header.type == type && nth-- == 0) {
             return &fake->frames[i];
+        }
     }
     fail_msg("frame %u of type %u was not sent", nth, type);
     return NULL;
@@ -363,8 +365,9 @@ static void payload_above_the_servers_limit_is_not_sent(void **state)
     assert_int_equal(kvarn_client_ping(client, NULL), 0);
     kvarn_client_destroy(client);
     fake_daemon_stop(&fake);
-    for (size_t i = 0; i < fake.frame_count; i++)
+    for (size_t i = 0; i < fake.frame_count; i++) {
         assert_int_not_equal(fake.frames[i].header.type, KVARN_FRAME_APPEND);
+    }
     fake_daemon_fini(&fake);
 }
 

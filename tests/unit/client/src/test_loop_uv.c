@@ -36,17 +36,20 @@ static bool script_run(struct fake_daemon *fake, const struct fake_frame *frame)
 {
     struct script *script = fake->ctx;
 
-    if (frame->header.type != KVARN_FRAME_PING)
+    if (frame->header.type != KVARN_FRAME_PING) {
         return fake_reply_usual(fake, frame);
+    }
     if (script->drop_count > 0) {
         script->drop_count--;
         return false;
     }
     script->held[script->held_count++] = *frame;
-    if (script->held_count < script->hold)
+    if (script->held_count < script->hold) {
         return true;
-    while (script->held_count > 0)
+    }
+    while (script->held_count > 0) {
         ping_answer(fake, &script->held[--script->held_count]);
+    }
     return true;
 }
 
@@ -89,8 +92,9 @@ static void replied(struct kvarn_uv_client *client, int err, struct kvarn_reply 
         assert_null(reply);
         seen->errs[seen->failures++] = err;
     }
-    if (seen->replies + seen->failures == seen->close_after)
+    if (seen->replies + seen->failures == seen->close_after) {
         kvarn_uv_close(client, closed, seen);
+    }
 }
 
 static void pings_submit(struct kvarn_uv_client *client, struct seen *seen, unsigned count)
@@ -182,8 +186,9 @@ static void lost_connection_ends_calls_and_is_restored(void **state)
     assert_int_equal(uv_loop_init(&loop), 0);
     assert_int_equal(kvarn_uv_connect(&loop, fake.address, NULL, state_changed, &seen, &client), 0);
     pings_submit(client, &seen, 1);
-    while (seen.lost == 0)
+    while (seen.lost == 0) {
         uv_run(&loop, UV_RUN_ONCE);
+    }
     assert_int_equal(seen.failures, 1);
     assert_int_equal(seen.errs[0], KVARN_EIO);
     pings_submit(client, &seen, 2); /* wait for the next connection */
@@ -206,8 +211,9 @@ static void close_cancels_what_waits(void **state)
     assert_int_equal(
         kvarn_uv_connect(&loop, "unix:/nonexistent/s", NULL, state_changed, &seen, &client), 0);
     pings_submit(client, &seen, 2);
-    while (seen.lost < 2) /* it keeps trying */
+    while (seen.lost < 2) { /* it keeps trying */
         uv_run(&loop, UV_RUN_ONCE);
+    }
     assert_int_equal(seen.failures, 0);
     kvarn_uv_close(client, closed, &seen);
     assert_int_equal(kvarn_call_ping(0, &call), 0);

@@ -33,8 +33,9 @@ static size_t frame_make(uint8_t *to, unsigned type, uint16_t flags,
     if ((flags & KVARN_FRAME_PAYLOAD_XXH3) != 0) {
         uint64_t hash = XXH3_64bits(payload, payload_bytes);
 
-        for (unsigned i = 0; i < 8; i++)
+        for (unsigned i = 0; i < 8; i++) {
             *at++ = (uint8_t)(hash >> (8 * i));
+        }
     }
     return (size_t)(at - to);
 }
@@ -49,14 +50,16 @@ static int feed(struct kvarn_reply *reply, const uint8_t *bytes, size_t count, s
         int err;
 
         kvarn__reply_want(reply, &at, &room);
-        if (piece > room)
+        if (piece > room) {
             piece = room;
+        }
         memcpy(at, bytes, piece);
         bytes += piece;
         count -= piece;
         err = kvarn__reply_advance(reply, piece);
-        if (err != 0)
+        if (err != 0) {
             return err;
+        }
     }
     return 0;
 }
