@@ -3,19 +3,13 @@
  *
  * Owner: the request. Thread: loop only.
  */
-#include <inttypes.h>
-#include <stdlib.h>
-
-#include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/conn/conn.h"
 #include "server/rpc/rpc.h"
+#include "server/rpc/rpc_batch.h"
 #include "server/rpc/rpc_check.h"
 #include "server/session/fork.h"
 #include "server/session/session_blocks.h"
-
-/* Statuses with words; the rest have numbers only, so that the reply's message stays small. */
-#define ITEM_TEXTS_MAX 64
 
 struct fork_batch;
 
@@ -24,17 +18,16 @@ struct fork_item {
     struct kvd_session *parent; /* ref: `why` may name its epoch; NULL: there is none */
     struct kvd_fork *fork;      /* borrowed; NULL while there is none to cancel */
     struct kvd_failure why;
+    Kvarnd__ForkItemReply reply;
+    Kvarnd__Status status;
     uint64_t handle, epoch, length;
     bool is_created;
     bool is_lossy;
 };
 
 struct fork_batch {
-    struct kvd_service *service; /* borrowed */
-    struct kvd_request *request;
-    size_t charged_bytes;
-    uint32_t count;
-    uint32_t parts_left; /* items, and the handler itself */
+    struct kvd_rpc_batch base;
+    Kvarnd__ForkItemReply *replies[KVARN_BATCH_ITEMS_MAX];
     struct fork_item items[];
 };
 
@@ -44,16 +37,13 @@ static const Kvarnd__Fork *fork_message(const struct kvd_request *request)
 }
 
 /* The wire's view of one item. */
-static void item_to_wire(const struct fork_item *item, Kvarnd__ForkItemReply *reply,
-    Kvarnd__Status *status, bool with_text)
+static void item_to_wire(struct fork_item *item)
 {
+    Kvarnd__ForkItemReply *reply = &item->reply;
+
     kvarnd__fork_item_reply__init(reply);
-    kvarnd__status__init(status);
-    kvd_failure_to_status(&item->why, status, NULL);
-    if (!with_text) {
-        status->text = NULL;
-    }
-    reply->status = status;
+    kvd_rpc_batch_status(&item->batch->base, &item->why, &item->status);
+    reply->status = &item->status;
     if (item->why.err == 0) {
         reply->has_handle = reply->has_epoch = reply->has_length = 1;
         reply->handle = item->handle;
@@ -65,72 +55,32 @@ static void item_to_wire(const struct fork_item *item, Kvarnd__ForkItemReply *re
     }
 }
 
-struct wire_item {
-    Kvarnd__ForkItemReply reply;
-    Kvarnd__Status status;
-};
-
-static void batch_destroy(struct fork_batch *batch)
+static void batch_answer(struct kvd_rpc_batch *base)
 {
-    struct kvd_budget *budget = &batch->service->budget;
-    size_t charged_bytes = batch->charged_bytes;
+    struct fork_batch *batch = (struct fork_batch *)base;
+    Kvarnd__ForkReply message = KVARND__FORK_REPLY__INIT;
+    Kvarnd__Status ok = KVARND__STATUS__INIT;
 
-    for (uint32_t i = 0; i < batch->count; i++) {
+    for (uint32_t i = 0; i < base->count; i++) {
+        item_to_wire(&batch->items[i]);
+        batch->replies[i] = &batch->items[i].reply;
+    }
+    message.status = &ok;
+    message.n_items = base->count;
+    message.items = batch->replies;
+    kvd_rpc_batch_reply(base, &message.base);
+    for (uint32_t i = 0; i < base->count; i++) {
         if (batch->items[i].parent != NULL) {
             kvd_session_unref(batch->items[i].parent);
         }
     }
-    free(batch);
-    kvd_budget_release(budget, KVD_BUDGET_REPLIES, charged_bytes);
-}
-
-static void batch_answer(struct fork_batch *batch)
-{
-    struct kvd_request *request = batch->request;
-    struct wire_item *items = calloc(batch->count, sizeof(*items));
-    Kvarnd__ForkItemReply **replies = calloc(batch->count, sizeof(Kvarnd__ForkItemReply *));
-    Kvarnd__ForkReply message = KVARND__FORK_REPLY__INIT;
-    Kvarnd__Status ok = KVARND__STATUS__INIT;
-    struct kvd_failure why = {0};
-    uint32_t texts = 0;
-    int err = 0;
-
-    if (items == NULL || replies == NULL) {
-        kvd_fail(&why, KVARN_ENOMEM, "no memory for the reply's items");
-        batch_destroy(batch);
-        kvd_request_fail(request, &why);
-        goto out;
-    }
-    for (uint32_t i = 0; i < batch->count; i++) {
-        texts += batch->items[i].why.err != 0;
-        item_to_wire(&batch->items[i], &items[i].reply, &items[i].status, texts <= ITEM_TEXTS_MAX);
-        replies[i] = &items[i].reply;
-        err = err == 0 ? batch->items[i].why.err : err;
-    }
-    message.status = &ok;
-    message.n_items = batch->count;
-    message.items = replies;
-    request->cancel_cb = NULL;
-    kvd_request_reply(request, &message.base, NULL, err);
-    batch_destroy(batch);
-out:
-    free(items);
-    free(replies);
-}
-
-static void batch_part_done(struct fork_batch *batch)
-{
-    KVARN_ASSERT(batch->parts_left > 0);
-    batch->parts_left--;
-    if (batch->parts_left == 0) {
-        batch_answer(batch);
-    }
+    kvd_rpc_batch_destroy(base);
 }
 
 /* Give the connection a handle of what was made; without one nobody would end it. */
 static int item_take(struct fork_item *item, struct kvd_session *session)
 {
-    struct kvd_conn *conn = item->batch->request->conn;
+    struct kvd_conn *conn = item->batch->base.request->conn;
 
     if (conn == NULL) {
         return kvd_fail(&item->why, KVARN_ECANCELLED, "the connection has gone");
@@ -159,9 +109,9 @@ static void item_done_cb(
         item->is_created = result->is_created;
         item->is_lossy = result->is_lossy;
     } else if (why->err == 0 && result->is_created) {
-        kvd_session_table_drop(&item->batch->service->sessions, result->session);
+        kvd_session_table_drop(&item->batch->base.service->sessions, result->session);
     }
-    batch_part_done(item->batch);
+    kvd_rpc_batch_part_done(&item->batch->base);
 }
 
 static int item_check(const Kvarnd__ForkItem *wire, struct kvd_failure *why)
@@ -175,11 +125,11 @@ static int item_check(const Kvarnd__ForkItem *wire, struct kvd_failure *why)
 
 static void item_start(struct fork_item *item, const Kvarnd__ForkItem *wire)
 {
-    struct kvd_request *request = item->batch->request;
+    struct kvd_request *request = item->batch->base.request;
     struct kvd_session *parent = kvd_request_session(request, wire->handle, &item->why);
 
     if (parent == NULL || item_check(wire, &item->why) != 0) {
-        batch_part_done(item->batch);
+        kvd_rpc_batch_part_done(&item->batch->base);
         return;
     }
     item->parent = kvd_session_ref(parent);
@@ -195,7 +145,7 @@ static void item_start(struct fork_item *item, const Kvarnd__ForkItem *wire)
         .done_cb = item_done_cb};
     if (kvd_fork_start(request->service, &args, &item->fork) != 0) {
         kvd_fail(&item->why, KVARN_ENOMEM, "no memory for the item");
-        batch_part_done(item->batch);
+        kvd_rpc_batch_part_done(&item->batch->base);
     }
 }
 
@@ -203,48 +153,22 @@ static void fork_cancel_cb(struct kvd_request *request, int err)
 {
     struct fork_batch *batch = request->handler;
 
-    batch->parts_left++; /* keeps the batch while its items end */
-    for (uint32_t i = 0; i < batch->count; i++) {
+    batch->base.parts_left++; /* keeps the batch while its items end */
+    for (uint32_t i = 0; i < batch->base.count; i++) {
         if (batch->items[i].fork != NULL) {
             kvd_fork_cancel(batch->items[i].fork, err);
         }
     }
-    batch_part_done(batch);
-}
-
-static struct fork_batch *batch_create(struct kvd_request *request, struct kvd_failure *why)
-{
-    size_t count = fork_message(request)->n_items;
-    struct fork_batch *batch = NULL;
-    size_t bytes = sizeof(*batch) + count * sizeof(batch->items[0]);
-
-    if (count == 0 || count > KVARN_BATCH_ITEMS_MAX) {
-        kvd_fail(
-            why, KVARN_EINVALID, "items must be 1 to %d, got %zu", KVARN_BATCH_ITEMS_MAX, count);
-        return NULL;
-    }
-    if (kvd_budget_charge(&request->service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
-        (void)!kvd_session_fail_space(request->service, bytes, why);
-        return NULL;
-    }
-    batch = calloc(1, bytes);
-    if (batch == NULL) {
-        kvd_budget_release(&request->service->budget, KVD_BUDGET_REPLIES, bytes);
-        kvd_fail(why, KVARN_ENOMEM, "a batch needs %zu bytes", bytes);
-        return NULL;
-    }
-    batch->service = request->service;
-    batch->request = request;
-    batch->charged_bytes = bytes;
-    batch->count = (uint32_t)count;
-    batch->parts_left = 1 + batch->count;
-    return batch;
+    kvd_rpc_batch_part_done(&batch->base);
 }
 
 void kvd_rpc_fork(struct kvd_request *request)
 {
+    const Kvarnd__Fork *message = fork_message(request);
     struct kvd_failure why = {0};
-    struct fork_batch *batch = batch_create(request, &why);
+    struct fork_batch *batch =
+        kvd_rpc_batch_create(request, sizeof(*batch) + message->n_items * sizeof(batch->items[0]),
+            message->n_items, batch_answer, &why);
 
     if (batch == NULL) {
         kvd_request_fail(request, &why);
@@ -252,9 +176,9 @@ void kvd_rpc_fork(struct kvd_request *request)
     }
     request->handler = batch;
     request->cancel_cb = fork_cancel_cb;
-    for (uint32_t i = 0; i < batch->count; i++) {
+    for (uint32_t i = 0; i < batch->base.count; i++) {
         batch->items[i].batch = batch;
-        item_start(&batch->items[i], fork_message(request)->items[i]);
+        item_start(&batch->items[i], message->items[i]);
     }
-    batch_part_done(batch);
+    kvd_rpc_batch_part_done(&batch->base);
 }

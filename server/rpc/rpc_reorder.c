@@ -5,17 +5,14 @@
  * Owner: the request. Thread: loop only.
  */
 #include <inttypes.h>
-#include <stdlib.h>
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/rpc/rpc.h"
+#include "server/rpc/rpc_batch.h"
 #include "server/rpc/rpc_check.h"
 #include "server/session/reorder.h"
 #include "server/session/session_blocks.h"
-
-/* Statuses with words; the rest have numbers only, so that the reply's message stays small. */
-#define ITEM_TEXTS_MAX 64
 
 struct reorder_batch;
 
@@ -23,20 +20,19 @@ struct reorder_item {
     struct reorder_batch *batch;
     struct kvd_reorder *reorder; /* borrowed; NULL while there is none to cancel */
     struct kvd_failure why;
+    Kvarnd__ReorderItemReply reply;
+    Kvarnd__Status status;
     uint32_t first, count; /* its sessions, in the batch's arrays */
     bool has_state;        /* epochs and lengths are filled in */
 };
 
 struct reorder_batch {
-    struct kvd_service *service; /* borrowed */
-    struct kvd_request *request;
-    size_t charged_bytes;
-    uint32_t count;
-    uint32_t parts_left;                                 /* items, and the handler itself */
+    struct kvd_rpc_batch base;
     uint32_t session_count;                              /* of all items */
     struct kvd_session *sessions[KVARN_BATCH_ITEMS_MAX]; /* refs; NULL: no such handle */
     uint64_t epochs[KVARN_BATCH_ITEMS_MAX];
     uint64_t lengths[KVARN_BATCH_ITEMS_MAX];
+    Kvarnd__ReorderItemReply *replies[KVARN_BATCH_ITEMS_MAX];
     struct reorder_item items[];
 };
 
@@ -47,29 +43,22 @@ static const Kvarnd__Reorder *reorder_message(const struct kvd_request *request)
 
 static void batch_destroy(struct reorder_batch *batch)
 {
-    struct kvd_budget *budget = &batch->service->budget;
-    size_t charged_bytes = batch->charged_bytes;
-
     for (uint32_t i = 0; i < batch->session_count; i++) {
         if (batch->sessions[i] != NULL) {
             kvd_session_unref(batch->sessions[i]);
         }
     }
-    free(batch);
-    kvd_budget_release(budget, KVD_BUDGET_REPLIES, charged_bytes);
+    kvd_rpc_batch_destroy(&batch->base);
 }
 
 /* The wire's view of one item. */
-static void item_to_wire(const struct reorder_item *item, Kvarnd__ReorderItemReply *reply,
-    Kvarnd__Status *status, bool with_text)
+static void item_to_wire(struct reorder_item *item)
 {
+    Kvarnd__ReorderItemReply *reply = &item->reply;
+
     kvarnd__reorder_item_reply__init(reply);
-    kvarnd__status__init(status);
-    kvd_failure_to_status(&item->why, status, NULL);
-    if (!with_text) {
-        status->text = NULL;
-    }
-    reply->status = status;
+    kvd_rpc_batch_status(&item->batch->base, &item->why, &item->status);
+    reply->status = &item->status;
     if (item->has_state) {
         reply->n_epochs = reply->n_lengths = item->count;
         reply->epochs = &item->batch->epochs[item->first];
@@ -77,52 +66,21 @@ static void item_to_wire(const struct reorder_item *item, Kvarnd__ReorderItemRep
     }
 }
 
-struct wire_item {
-    Kvarnd__ReorderItemReply reply;
-    Kvarnd__Status status;
-};
-
-static void batch_answer(struct reorder_batch *batch)
+static void batch_answer(struct kvd_rpc_batch *base)
 {
-    struct kvd_request *request = batch->request;
-    struct wire_item *items = calloc(batch->count, sizeof(*items));
-    Kvarnd__ReorderItemReply **replies = calloc(batch->count, sizeof(Kvarnd__ReorderItemReply *));
+    struct reorder_batch *batch = (struct reorder_batch *)base;
     Kvarnd__ReorderReply message = KVARND__REORDER_REPLY__INIT;
     Kvarnd__Status ok = KVARND__STATUS__INIT;
-    struct kvd_failure why = {0};
-    uint32_t texts = 0;
-    int err = 0;
 
-    if (items == NULL || replies == NULL) {
-        kvd_fail(&why, KVARN_ENOMEM, "no memory for the reply's items");
-        batch_destroy(batch);
-        kvd_request_fail(request, &why);
-        goto out;
-    }
-    for (uint32_t i = 0; i < batch->count; i++) {
-        texts += batch->items[i].why.err != 0;
-        item_to_wire(&batch->items[i], &items[i].reply, &items[i].status, texts <= ITEM_TEXTS_MAX);
-        replies[i] = &items[i].reply;
-        err = err == 0 ? batch->items[i].why.err : err;
+    for (uint32_t i = 0; i < base->count; i++) {
+        item_to_wire(&batch->items[i]);
+        batch->replies[i] = &batch->items[i].reply;
     }
     message.status = &ok;
-    message.n_items = batch->count;
-    message.items = replies;
-    request->cancel_cb = NULL;
-    kvd_request_reply(request, &message.base, NULL, err);
+    message.n_items = base->count;
+    message.items = batch->replies;
+    kvd_rpc_batch_reply(base, &message.base);
     batch_destroy(batch);
-out:
-    free(items);
-    free(replies);
-}
-
-static void batch_part_done(struct reorder_batch *batch)
-{
-    KVARN_ASSERT(batch->parts_left > 0);
-    batch->parts_left--;
-    if (batch->parts_left == 0) {
-        batch_answer(batch);
-    }
 }
 
 static void item_done_cb(void *ctx, const struct kvd_failure *why)
@@ -137,7 +95,7 @@ static void item_done_cb(void *ctx, const struct kvd_failure *why)
         batch->epochs[i] = batch->sessions[i]->epoch;
         batch->lengths[i] = kvd_session_length(batch->sessions[i]);
     }
-    batch_part_done(batch);
+    kvd_rpc_batch_part_done(&batch->base);
 }
 
 /* Is everything the item names there, of one shape, and within its own list? */
@@ -171,7 +129,7 @@ static void item_start(struct reorder_item *item, const Kvarnd__ReorderItem *wir
     struct kvd_reorder_member members[KVARN_REORDER_SESSIONS_MAX];
 
     if (item_check(item, wire, &item->why) != 0) {
-        batch_part_done(batch);
+        kvd_rpc_batch_part_done(&batch->base);
         return;
     }
     for (uint32_t i = 0; i < item->count; i++) {
@@ -181,12 +139,12 @@ static void item_start(struct reorder_item *item, const Kvarnd__ReorderItem *wir
     }
     struct kvd_reorder_args args = {.members = members,
         .count = item->count,
-        .deadline_ns = batch->request->deadline_ns,
+        .deadline_ns = batch->base.request->deadline_ns,
         .ctx = item,
         .done_cb = item_done_cb};
-    if (kvd_reorder_start(batch->service, &args, &item->reorder) != 0) {
+    if (kvd_reorder_start(batch->base.service, &args, &item->reorder) != 0) {
         kvd_fail(&item->why, KVARN_ENOMEM, "no memory for the item");
-        batch_part_done(batch);
+        kvd_rpc_batch_part_done(&batch->base);
     }
 }
 
@@ -194,13 +152,13 @@ static void reorder_cancel_cb(struct kvd_request *request, int err)
 {
     struct reorder_batch *batch = request->handler;
 
-    batch->parts_left++; /* keeps the batch while its items end */
-    for (uint32_t i = 0; i < batch->count; i++) {
+    batch->base.parts_left++; /* keeps the batch while its items end */
+    for (uint32_t i = 0; i < batch->base.count; i++) {
         if (batch->items[i].reorder != NULL) {
             kvd_reorder_cancel(batch->items[i].reorder, err);
         }
     }
-    batch_part_done(batch);
+    kvd_rpc_batch_part_done(&batch->base);
 }
 
 /* What makes the request itself senseless; *ret_sessions: of all items. */
@@ -231,46 +189,22 @@ static int message_check(
     return 0;
 }
 
-static struct reorder_batch *batch_create(struct kvd_request *request, struct kvd_failure *why)
-{
-    struct reorder_batch *batch = NULL;
-    size_t count = reorder_message(request)->n_items;
-    size_t bytes = sizeof(*batch) + count * sizeof(batch->items[0]);
-
-    if (kvd_budget_charge(&request->service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
-        (void)!kvd_session_fail_space(request->service, bytes, why);
-        return NULL;
-    }
-    batch = calloc(1, bytes);
-    if (batch == NULL) {
-        kvd_budget_release(&request->service->budget, KVD_BUDGET_REPLIES, bytes);
-        kvd_fail(why, KVARN_ENOMEM, "a batch needs %zu bytes", bytes);
-        return NULL;
-    }
-    batch->service = request->service;
-    batch->request = request;
-    batch->charged_bytes = bytes;
-    batch->count = (uint32_t)count;
-    batch->parts_left = 1 + batch->count;
-    return batch;
-}
-
 /* Find all sessions, each of which may occur once: two items would undo each other. */
 static int sessions_find(struct reorder_batch *batch, struct kvd_failure *why)
 {
-    const Kvarnd__Reorder *message = reorder_message(batch->request);
+    const Kvarnd__Reorder *message = reorder_message(batch->base.request);
     const struct kvd_session *distinct[KVARN_BATCH_ITEMS_MAX];
     struct kvd_failure ignored = {0}; /* the item that names it says so */
     size_t found = 0;
 
-    for (uint32_t i = 0; i < batch->count; i++) {
+    for (uint32_t i = 0; i < batch->base.count; i++) {
         const Kvarnd__ReorderItem *wire = message->items[i];
         struct reorder_item *item = &batch->items[i];
         *item = (struct reorder_item){
             .batch = batch, .first = batch->session_count, .count = (uint32_t)wire->n_handles};
         for (size_t j = 0; j < wire->n_handles; j++) {
             struct kvd_session *session =
-                kvd_request_session(batch->request, wire->handles[j], &ignored);
+                kvd_request_session(batch->base.request, wire->handles[j], &ignored);
             if (session != NULL) {
                 distinct[found++] = kvd_session_ref(session);
             }
@@ -288,7 +222,9 @@ void kvd_rpc_reorder(struct kvd_request *request)
     int err = message_check(reorder_message(request), &sessions, &why);
 
     if (err == 0) {
-        batch = batch_create(request, &why);
+        size_t count = reorder_message(request)->n_items;
+        batch = kvd_rpc_batch_create(
+            request, sizeof(*batch) + count * sizeof(batch->items[0]), count, batch_answer, &why);
         err = batch == NULL ? why.err : sessions_find(batch, &why);
     }
     if (err != 0) {
@@ -301,8 +237,8 @@ void kvd_rpc_reorder(struct kvd_request *request)
     KVARN_ASSERT(batch->session_count == sessions);
     request->handler = batch;
     request->cancel_cb = reorder_cancel_cb;
-    for (uint32_t i = 0; i < batch->count; i++) {
+    for (uint32_t i = 0; i < batch->base.count; i++) {
         item_start(&batch->items[i], reorder_message(request)->items[i]);
     }
-    batch_part_done(batch);
+    kvd_rpc_batch_part_done(&batch->base);
 }
