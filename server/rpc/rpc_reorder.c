@@ -216,21 +216,21 @@ static int sessions_find(struct reorder_batch *batch, struct kvd_failure *why)
 
 void kvd_rpc_reorder(struct kvd_request *request)
 {
+    size_t count = reorder_message(request)->n_items;
     struct kvd_failure why = {0};
     struct reorder_batch *batch = NULL;
     size_t sessions = 0;
-    int err = message_check(reorder_message(request), &sessions, &why);
 
-    if (err == 0) {
-        size_t count = reorder_message(request)->n_items;
+    if (message_check(reorder_message(request), &sessions, &why) == 0) {
         batch = kvd_rpc_batch_create(
             request, sizeof(*batch) + count * sizeof(batch->items[0]), count, batch_answer, &why);
-        err = batch == NULL ? why.err : sessions_find(batch, &why);
     }
-    if (err != 0) {
-        if (batch != NULL) {
-            batch_destroy(batch);
-        }
+    if (batch == NULL) {
+        kvd_request_fail(request, &why);
+        return;
+    }
+    if (sessions_find(batch, &why) != 0) {
+        batch_destroy(batch);
         kvd_request_fail(request, &why);
         return;
     }
