@@ -2,7 +2,8 @@
  * Every bit of a segment of 64 KiB flipped, sealed and not: what the scan tells of is what was
  * written, and what it tells nothing of is padding or known to be damaged (PROMISES.md P4).
  *
- * Prints what it tried; exit 1 unless nothing was wrong.
+ * usage: scan_bits [STEP]: every STEP-th bit, for builds in which all of them take minutes; an odd
+ * step comes to each place of a byte. Prints what it tried; exit 1 unless nothing was wrong.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -146,7 +147,7 @@ static void segment_make(struct bits *bits, bool is_sealed)
     kvd_fake_disk_destroy(disk);
 }
 
-static bool segment_try(bool is_sealed)
+static bool segment_try(bool is_sealed, size_t step)
 {
     struct bits *bits = calloc(1, sizeof(*bits));
     struct kvd_scan_result result;
@@ -159,7 +160,7 @@ static bool segment_try(bool is_sealed)
     int err = kvd_segment_scan(&source, learn_cb, bits, &result);
     KVARN_ASSERT(err == 0 && bits->count >= 5 && result.is_sealed == is_sealed);
     bits->salt = result.header.salt;
-    for (size_t bit = 0; bit < 8 * bits->bytes; bit++) {
+    for (size_t bit = 0; bit < 8 * bits->bytes; bit += step) {
         flip(bits, bit, &tally);
     }
     printf("bits of %s segment of %zu bytes: %" PRIu64 " flipped, %" PRIu64 " found, %" PRIu64
@@ -171,9 +172,14 @@ static bool segment_try(bool is_sealed)
     return tally.wrong == 0 && tally.grave == 0 && tally.suspects == 0 && tally.found > 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    bool is_good = segment_try(true);
+    size_t step = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
 
-    return segment_try(false) && is_good ? 0 : 1;
+    if (step == 0) {
+        fputs("scan_bits: STEP must be a number above 0\n", stderr);
+        return 2;
+    }
+    bool is_good = segment_try(true, step);
+    return segment_try(false, step) && is_good ? 0 : 1;
 }
