@@ -50,6 +50,7 @@ struct kvd_append {
     int cancel_err;
     size_t charged_bytes;
     struct kvd_prefix_note prefix_note;
+    struct kvd_prefix_names prefix_names; /* within this allocation */
     struct kvd_append_plan plan;
     struct kvd_slice slice;     /* listed while blocks are being reserved over several turns */
     struct kvd_seal_list seals; /* owned: for what the commit makes due */
@@ -147,7 +148,7 @@ static void lengths_commit(struct kvd_append *append)
         kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
     kvd_lifetime_touch(session);
-    kvd_prefix_note(session, &append->prefix_note);
+    kvd_prefix_note(session, &append->prefix_note, &append->prefix_names);
 }
 
 /* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
@@ -421,7 +422,7 @@ static int append_place(struct kvd_append *append, struct kvd_failure *why)
     return err;
 }
 
-/* Reserve what is missing, as far as this turn has time, then convert. */
+/* Reserve what is missing and name blocks, as far as this turn has time, then convert. */
 static void append_reserve(struct kvd_append *append)
 {
     struct kvd_slices *slices = &append->service->sessions.slices;
@@ -431,6 +432,13 @@ static void append_reserve(struct kvd_append *append)
     while (err == 0) {
         err = append_reserve_one(append, &why);
         if (err == 0 && !kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &append->slice);
+            return;
+        }
+    }
+    while (err > 0 &&
+           kvd_prefix_names_add(append->session, &append->prefix_note, &append->prefix_names)) {
+        if (!kvd_slices_has_time(slices)) {
             kvd_slices_add(slices, &append->slice);
             return;
         }
@@ -500,6 +508,7 @@ struct append_room {
     uint32_t layers;
     uint64_t units;
     uint64_t src_bytes;
+    uint32_t names; /* of blocks, made ahead */
 };
 
 /*
@@ -513,7 +522,8 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     size_t head = kvd_round_64(sizeof(struct kvd_append));
     size_t layers = kvd_round_64(room->layers * sizeof(struct kvd_append_layer));
     size_t units = kvd_round_64(room->units * sizeof(struct kvd_append_unit));
-    size_t bytes = head + layers + units + kvd_round_64(job_room * sizeof(struct append_job));
+    size_t jobs = kvd_round_64(job_room * sizeof(struct append_job));
+    size_t bytes = head + layers + units + jobs + (size_t)room->names * KVD_BLOCK_NAME_BYTES;
 
     if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, bytes) != 0) {
         return kvd_session_fail_space(service, bytes, why);
@@ -534,6 +544,7 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     append->plan.src_bytes = room->src_bytes;
     append->jobs = (void *)(memory + head + layers + units);
     append->job_room = (uint32_t)job_room;
+    append->prefix_names.names = room->names == 0 ? NULL : memory + head + layers + units + jobs;
     SLIST_INIT(&append->seals);
     *ret = append;
     return 0;
@@ -551,7 +562,12 @@ static void append_pick_metrics(struct kvd_append *append)
 int kvd_append_start(
     struct kvd_service *service, const struct kvd_append_args *args, struct kvd_append **ret)
 {
+    struct kvd_prefix_note note = {.start = args->start,
+        .token_count = args->token_count,
+        .kind = args->prefix_kind,
+        .data = args->prefix_data};
     struct append_room room = {.layers = args->layer_count,
+        .names = kvd_prefix_names_room(args->session, &note),
         .units = kvd_append_plan_units(args),
         .src_bytes = kvd_append_payload_bytes(args->session->shape, args->layer_first,
             args->layer_count, args->token_count, args->dtype)};
@@ -579,10 +595,7 @@ int kvd_append_start(
     } else {
         append->hash = hash_join(append->hash, args->payload_hash);
     }
-    append->prefix_note = (struct kvd_prefix_note){.start = args->start,
-        .token_count = args->token_count,
-        .kind = args->prefix_kind,
-        .data = args->prefix_data};
+    append->prefix_note = note;
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->committed_cb = args->committed_cb;

@@ -330,22 +330,46 @@ void kvd_prefix_disable(struct kvd_session *session)
     }
 }
 
-static void root_set(struct kvd_session *session, enum kvd_prefix_kind kind)
+static void root_make(
+    const struct kvd_session *session, enum kvd_prefix_kind kind, struct kvd_prefix_chain *ret)
 {
-    struct kvd_prefix *prefix = session->prefix;
+    const struct kvd_prefix *prefix = session->prefix;
 
-    kvd_prefix_chain_init(&session->service->prefixes, session->shape, prefix->salt,
-        prefix->salt_bytes, kind, &prefix->chain);
+    kvd_prefix_chain_init(
+        &session->service->prefixes, session->shape, prefix->salt, prefix->salt_bytes, kind, ret);
 }
 
-/* The block behind the chain gets its name. */
-static void block_name(struct kvd_session *session, const void *data, size_t bytes)
+/* The name in front of block `idx`, which is the first one or follows a name made ahead. */
+static const uint8_t *name_before(const struct kvd_prefix_names *names, uint32_t idx)
+{
+    return idx == names->first
+               ? names->before
+               : names->names + (size_t)(idx - names->first - 1) * KVD_BLOCK_NAME_BYTES;
+}
+
+/*
+ * The block behind the chain gets its name; false: the one made ahead does not follow from the
+ * chain.
+ */
+static bool block_name(struct kvd_session *session, const void *data, size_t bytes,
+    const struct kvd_prefix_names *names)
 {
     struct kvd_prefix_chain *chain = &session->prefix->chain;
     uint32_t idx = chain->blocks;
 
-    kvd_prefix_chain_next(&session->service->prefixes, chain, data, bytes);
+    if (names->names == NULL) {
+        kvd_prefix_chain_next(&session->service->prefixes, chain, data, bytes);
+    } else {
+        if (idx < names->first || idx - names->first >= names->count ||
+            memcmp(chain->name, name_before(names, idx), sizeof(chain->name)) != 0) {
+            session->prefix->is_closed = true;
+            return false;
+        }
+        memcpy(chain->name, name_before(names, idx + 1), sizeof(chain->name));
+        chain->blocks++;
+    }
     kvd_session_name_block(session, idx, chain->name);
+    return true;
 }
 
 size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_prefix_note *note)
@@ -357,43 +381,144 @@ size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_pre
     return (size_t)(end / shape->group - note->start / shape->group) * KVD_BLOCK_NAME_BYTES;
 }
 
-static void note_tokens(struct kvd_session *session, const struct kvd_prefix_note *note)
+/* Blocks that a commit names itself, some tens of microseconds. */
+#define NAMES_AT_COMMIT_MAX 32
+
+uint32_t kvd_prefix_names_room(
+    const struct kvd_session *session, const struct kvd_prefix_note *note)
+{
+    uint64_t group = session->shape->group;
+    uint64_t blocks = (note->start + note->token_count) / group - note->start / group;
+
+    if (session->prefix == NULL || note->data == NULL || blocks <= NAMES_AT_COMMIT_MAX) {
+        return 0;
+    }
+    return (uint32_t)blocks;
+}
+
+/* Where the names begin: behind the chain, or at the first token. False: there is nothing to do. */
+static bool names_begin(const struct kvd_session *session, const struct kvd_prefix_note *note,
+    struct kvd_prefix_names *names)
+{
+    const struct kvd_prefix *prefix = session->prefix;
+    struct kvd_prefix_chain chain = {.kind = note->kind};
+    uint64_t known = prefix->chain.blocks;
+
+    if (note->kind == KVD_PREFIX_TOKENS) {
+        known = known * session->shape->group + prefix->tail_count;
+    } else {
+        known = (known + 1) * session->shape->group - 1; /* the chain's next hash is there */
+    }
+    if (prefix->is_closed || note->start > known ||
+        (prefix->has_kind && prefix->chain.kind != note->kind)) {
+        return false;
+    }
+    if (prefix->has_kind) {
+        chain = prefix->chain;
+    } else {
+        root_make(session, note->kind, &chain);
+    }
+    names->first = chain.blocks;
+    memcpy(names->before, chain.name, sizeof(names->before));
+    return true;
+}
+
+/*
+ * What block `idx` is named by: within what the append said, or, for the first block, in `ids`,
+ * together with those of its ids that came before.
+ */
+static const void *names_data(const struct kvd_session *session, const struct kvd_prefix_note *note,
+    const struct kvd_prefix_names *names, uint32_t *ids)
+{
+    const struct kvd_prefix *prefix = session->prefix;
+    const uint64_t group = session->shape->group;
+    uint64_t idx = (uint64_t)names->first + names->count;
+
+    if (note->kind == KVD_PREFIX_HASHES) {
+        return note->data + (idx - note->start / group) * KVD_BLOCK_NAME_BYTES;
+    }
+    if (names->count > 0) {
+        return note->data + (idx * group - note->start) * sizeof(uint32_t);
+    }
+    uint64_t known = idx * group + prefix->tail_count;
+    memcpy(ids, prefix->tail, prefix->tail_count * sizeof(uint32_t));
+    memcpy(ids + prefix->tail_count, note->data + (known - note->start) * sizeof(uint32_t),
+        (group - prefix->tail_count) * sizeof(uint32_t));
+    return ids;
+}
+
+bool kvd_prefix_names_add(const struct kvd_session *session, const struct kvd_prefix_note *note,
+    struct kvd_prefix_names *names)
+{
+    const uint64_t group = session->shape->group;
+    uint32_t ids[KVARN_GROUP_MAX];
+
+    if (names->names == NULL || session->prefix == NULL ||
+        (names->count == 0 && !names_begin(session, note, names))) {
+        return false;
+    }
+    uint32_t idx = names->first + names->count;
+    if ((idx + 1) * group > note->start + note->token_count) {
+        return false;
+    }
+    struct kvd_prefix_chain chain = {.kind = note->kind, .blocks = idx};
+    const void *data = names_data(session, note, names, ids);
+    memcpy(chain.name, name_before(names, idx), sizeof(chain.name));
+    kvd_prefix_chain_next(&session->service->prefixes, &chain, data,
+        note->kind == KVD_PREFIX_HASHES ? KVD_BLOCK_NAME_BYTES : group * sizeof(uint32_t));
+    memcpy(names->names + (size_t)names->count * KVD_BLOCK_NAME_BYTES, chain.name,
+        KVD_BLOCK_NAME_BYTES);
+    names->count++;
+    return true;
+}
+
+static void note_tokens(struct kvd_session *session, const struct kvd_prefix_note *note,
+    const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
     const uint32_t group = session->shape->group;
     uint64_t known = (uint64_t)prefix->chain.blocks * group + prefix->tail_count;
+    uint64_t i = known - note->start;
 
     if (note->start > known) {
         prefix->is_closed = true; /* tokens in between have no ids */
         return;
     }
-    for (uint64_t i = known - note->start; i < note->token_count; i++) {
-        memcpy(&prefix->tail[prefix->tail_count++], note->data + i * sizeof(uint32_t),
-            sizeof(uint32_t));
+    while (i < note->token_count) {
+        uint32_t missing = group - prefix->tail_count;
+        uint32_t count =
+            note->token_count - i < missing ? (uint32_t)(note->token_count - i) : missing;
+        memcpy(&prefix->tail[prefix->tail_count], note->data + i * sizeof(uint32_t),
+            count * sizeof(uint32_t));
+        prefix->tail_count += count;
+        i += count;
         if (prefix->tail_count == group) {
-            block_name(session, prefix->tail, group * sizeof(uint32_t));
             prefix->tail_count = 0;
+            if (!block_name(session, prefix->tail, group * sizeof(uint32_t), names)) {
+                return;
+            }
         }
     }
 }
 
-static void note_hashes(struct kvd_session *session, const struct kvd_prefix_note *note)
+static void note_hashes(struct kvd_session *session, const struct kvd_prefix_note *note,
+    const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
     uint64_t first = note->start / session->shape->group;
     uint64_t last = (note->start + note->token_count) / session->shape->group;
+    bool is_good = first <= prefix->chain.blocks;
 
-    if (first > prefix->chain.blocks) {
-        prefix->is_closed = true;
-        return;
-    }
-    while (prefix->chain.blocks < last) {
-        block_name(session, note->data + (prefix->chain.blocks - first) * KVD_BLOCK_NAME_BYTES,
-            KVD_BLOCK_NAME_BYTES);
+    prefix->is_closed = !is_good;
+    while (is_good && prefix->chain.blocks < last) {
+        is_good =
+            block_name(session, note->data + (prefix->chain.blocks - first) * KVD_BLOCK_NAME_BYTES,
+                KVD_BLOCK_NAME_BYTES, names);
     }
 }
 
-void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note)
+void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
+    const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
 
@@ -402,14 +527,14 @@ void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *
     }
     if (!prefix->has_kind) {
         prefix->has_kind = true;
-        root_set(session, note->kind);
+        root_make(session, note->kind, &prefix->chain);
     }
     if (prefix->chain.kind != note->kind) {
         prefix->is_closed = true; /* the two name spaces never meet */
     } else if (note->kind == KVD_PREFIX_TOKENS) {
-        note_tokens(session, note);
+        note_tokens(session, note, names);
     } else {
-        note_hashes(session, note);
+        note_hashes(session, note, names);
     }
 }
 
@@ -434,7 +559,7 @@ void kvd_prefix_cut(struct kvd_session *session, uint64_t length, bool is_lossy)
     prefix->is_closed = prefix->is_closed || row > 0;
     prefix->tail_count = 0;
     prefix->done_blocks = prefix->done_blocks < block ? prefix->done_blocks : block;
-    root_set(session, prefix->chain.kind);
+    root_make(session, prefix->chain.kind, &prefix->chain);
     prefix->chain.blocks = block;
     if (block > 0) {
         const struct kvd_block *before = kvd_session_block(session, block - 1);

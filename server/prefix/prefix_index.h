@@ -123,7 +123,28 @@ struct kvd_prefix_note {
     enum kvd_prefix_kind kind;
     const uint8_t *data; /* NULL: nothing was said */
 };
-void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note);
+
+/* Names made before the commit, in slices: each costs a microsecond (SEMANTICS.md 18). */
+struct kvd_prefix_names {
+    uint8_t *names; /* borrowed: room for kvd_prefix_names_room(); NULL: the commit makes them */
+    uint8_t before[KVD_BLOCK_NAME_BYTES]; /* of the block in front of the first */
+    uint32_t first, count;                /* blocks */
+};
+
+/* Blocks to be named ahead; 0: so few that the commit may name them. */
+uint32_t kvd_prefix_names_room(
+    const struct kvd_session *session, const struct kvd_prefix_note *note);
+
+/* Make one more; false: there is none left to make. */
+bool kvd_prefix_names_add(const struct kvd_session *session, const struct kvd_prefix_note *note,
+    struct kvd_prefix_names *names);
+
+/*
+ * Of a commit. Where names were to be made ahead and are not those that follow from what was said
+ * since, by appends to other layers, tokens contradict each other: the session publishes no more.
+ */
+void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
+    const struct kvd_prefix_names *names);
 
 /* Bytes of it, in a payload. */
 size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_prefix_note *note);

@@ -312,6 +312,97 @@ static void test_s15_never_after_a_cut_that_came_before_the_ids(void **state)
     kvt_rig_fini(&rig);
 }
 
+#define LONG_TOKENS 3000u
+
+/* What is said of a long sequence: ids, or a hash a block. `other` departs from it at a token. */
+struct long_words {
+    enum kvd_prefix_kind kind;
+    size_t unit_bytes; /* of an id, or a hash */
+    uint32_t unit_tokens;
+    uint8_t words[LONG_TOKENS * sizeof(uint32_t)], other[LONG_TOKENS * sizeof(uint32_t)];
+};
+
+static void long_words_fill(struct long_words *said, enum kvd_prefix_kind kind)
+{
+    bool is_hashes = kind == KVD_PREFIX_HASHES;
+
+    said->kind = kind;
+    said->unit_bytes = is_hashes ? KVD_BLOCK_NAME_BYTES : sizeof(uint32_t);
+    said->unit_tokens = is_hashes ? GROUP : 1;
+    for (uint32_t i = 0; i < LONG_TOKENS / said->unit_tokens; i++) {
+        uint32_t word = 7 * i, contrary = i * said->unit_tokens < 1000 ? word : word + 1;
+        memcpy(said->words + i * said->unit_bytes, &word, sizeof(word));
+        memcpy(said->other + i * said->unit_bytes, &contrary, sizeof(contrary));
+    }
+}
+
+/* Blocks of the words that the index finds. */
+static uint32_t long_match(struct kvt_rig *rig, const struct long_words *said)
+{
+    struct kvd_prefix_index *index = &rig->service.prefixes;
+    size_t block_bytes = GROUP / said->unit_tokens * said->unit_bytes;
+    struct kvd_prefix_chain chain;
+    uint32_t blocks = 0;
+
+    kvd_prefix_chain_init(index, rig->shape, NULL, 0, said->kind, &chain);
+    for (; blocks < LONG_TOKENS / GROUP; blocks++) {
+        kvd_prefix_chain_next(index, &chain, said->words + blocks * block_bytes, block_bytes);
+        if (kvd_prefix_index_find(index, &chain, rig->shape) == NULL) {
+            break;
+        }
+    }
+    return blocks;
+}
+
+/* Two layers take long appends at once; the shorter one commits first. */
+static void long_appends(struct kvt_rig *rig, const struct long_words *said, bool is_contrary)
+{
+    struct kvd_session *session = open_with_salt(rig, "");
+    struct kvt_append appends[2], first = kvt_append_of(session, 100, 1);
+
+    first.prefix_kind = said->kind;
+    first.prefix_data = said->words;
+    assert_int_equal(kvt_append_now(rig, &first), 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint8_t *words = is_contrary && i == 0 ? said->other : said->words;
+        appends[i] = kvt_append_of(session, i == 0 ? 2500 : LONG_TOKENS - 100, 1);
+        appends[i].layer_first = i;
+        appends[i].layer_count = 1;
+        appends[i].start = 100;
+        appends[i].is_batched = true;
+        appends[i].prefix_kind = said->kind;
+        appends[i].prefix_data = words + 100 / said->unit_tokens * said->unit_bytes;
+        assert_int_equal(kvt_append_begin(rig, &appends[i]), 0);
+        assert_false(appends[i].outcome.is_done);
+    }
+    kvt_rig_settle(rig);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_true(appends[i].outcome.is_done && appends[i].outcome.why.err == 0);
+        kvt_append_fini(&appends[i]);
+    }
+    /* What contradicts the first closes the session. */
+    assert_int_equal(session->prefix->is_closed, is_contrary);
+    assert_int_equal(session->prefix->chain.blocks, (is_contrary ? 2600 : LONG_TOKENS) / GROUP);
+    assert_int_equal(long_match(rig, said), is_contrary ? 1 : 2600 / GROUP);
+    drop(rig, session);
+}
+
+/* Names of long appends are made in slices before the commit; they are the same. */
+static void test_s18_long_appends_are_named_ahead(void **state)
+{
+    static struct long_words said;
+    (void)state;
+
+    for (int i = 0; i < 4; i++) {
+        struct kvt_rig rig;
+        kvt_rig_init(&rig, &(struct kvt_rig_options){.shape = &plain, .workers = 1});
+        kvd_io_fake_set_tick(rig.fake, 3000); /* some 30 steps a turn */
+        long_words_fill(&said, i / 2 == 0 ? KVD_PREFIX_TOKENS : KVD_PREFIX_HASHES);
+        long_appends(&rig, &said, i % 2 != 0);
+        kvt_rig_fini(&rig);
+    }
+}
+
 /* A session begins with a prefix: its pages are the first one's, and it goes on from there. */
 static void test_s15_a_session_begins_with_a_prefix(void **state)
 {
@@ -579,6 +670,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_s15_gaps_and_windows_are_not_published),
     cmocka_unit_test(test_s15_blocks_that_are_being_left_are_not_published),
     cmocka_unit_test(test_s15_never_after_a_cut_that_came_before_the_ids),
+    cmocka_unit_test(test_s18_long_appends_are_named_ahead),
     cmocka_unit_test(test_s15_a_session_begins_with_a_prefix),
     cmocka_unit_test(test_s15_eviction_leaves_what_is_published),
     cmocka_unit_test(test_shrink_drops_what_is_unused),
