@@ -102,5 +102,6 @@ kvb_command_fn kvb_scale;
 kvb_command_fn kvb_server;
 kvb_command_fn kvb_sessions;
 kvb_command_fn kvb_soak;
+kvb_command_fn kvb_turns;
 
 #endif

@@ -31,6 +31,7 @@ static const struct command commands[] = {
     {"fidelity", "error of K, V and attention output on a real model's cache", kvb_fidelity},
     {"scale", "attention on 1, 2, 4, ... threads at once", kvb_scale},
     {"soak", "resident memory of a daemon that is filled and emptied again and again", kvb_soak},
+    {"turns", "how long the largest calls hold the daemon's loop", kvb_turns},
 };
 
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))

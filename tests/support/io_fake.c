@@ -66,12 +66,55 @@ void *kvd_io_fake__calloc(size_t bytes)
 
 /* Clock and random bytes. */
 
+static uint64_t cpu_ns(void)
+{
+    struct timespec now;
+
+    KVARN_ASSERT(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
 static uint64_t fake_now_ns(struct kvd_io *io)
 {
     struct kvd_io_fake *fake = fake_of(io);
 
     fake->now_ns += fake->tick_ns;
+    if (fake->is_running) {
+        uint64_t now_ns = cpu_ns();
+        fake->now_ns += now_ns - fake->cpu_ns;
+        fake->cpu_ns = now_ns;
+    }
     return fake->now_ns;
+}
+
+void kvd_io_fake_run_clock(struct kvd_io_fake *fake)
+{
+    fake->is_running = true;
+    fake->cpu_ns = cpu_ns();
+}
+
+uint64_t kvd_io_fake_longest_ns(struct kvd_io_fake *fake)
+{
+    uint64_t longest_ns = fake->callback_longest_ns;
+
+    fake->callback_longest_ns = 0;
+    return longest_ns;
+}
+
+void kvd_io_fake__callback_begin(struct kvd_io_fake *fake)
+{
+    if (fake->is_running) {
+        fake->callback_ns = cpu_ns();
+    }
+}
+
+void kvd_io_fake__callback_end(struct kvd_io_fake *fake)
+{
+    if (fake->is_running) {
+        uint64_t took_ns = cpu_ns() - fake->callback_ns;
+        fake->callback_longest_ns =
+            took_ns > fake->callback_longest_ns ? took_ns : fake->callback_longest_ns;
+    }
 }
 
 void kvd_io_fake_set_tick(struct kvd_io_fake *fake, uint64_t ns)
@@ -161,7 +204,9 @@ static void timer_fire(struct kvd_timer *timer)
     timer->due_ns += timer->repeat_ns;
     timer->turn = fake->turn;
     timer->started = fake->started++;
+    kvd_io_fake__callback_begin(fake);
     timer->cb(timer->ctx);
+    kvd_io_fake__callback_end(fake);
 }
 
 void kvd_io_fake_advance_ms(struct kvd_io_fake *fake, uint64_t ms)
@@ -360,7 +405,9 @@ bool kvd_io_fake_turn(struct kvd_io_fake *fake)
     fake->is_turning = true;
     fake->turn++;
     while ((wake = wake_take(fake)) != NULL) {
+        kvd_io_fake__callback_begin(fake);
         wake->cb(wake->ctx);
+        kvd_io_fake__callback_end(fake);
         did_something = true;
     }
     while ((timer = timer_next(fake, fake->now_ns, fake->turn)) != NULL) {

@@ -38,6 +38,12 @@ void kvd_io_fake_advance_ms(struct kvd_io_fake *fake, uint64_t ms);
 /* From now on each look at the clock moves it by this: work takes time. 0: as at first. */
 void kvd_io_fake_set_tick(struct kvd_io_fake *fake, uint64_t ns);
 
+/* From now on the clock runs with the calling thread's processor time: for benches. */
+void kvd_io_fake_run_clock(struct kvd_io_fake *fake);
+
+/* With a clock that runs: the longest callback since this was last asked. */
+uint64_t kvd_io_fake_longest_ns(struct kvd_io_fake *fake);
+
 /* Wait in real time for another thread's wake_send(). Returns whether one is pending. */
 bool kvd_io_fake_wait(struct kvd_io_fake *fake, unsigned timeout_ms);
 

@@ -67,7 +67,9 @@ static void op_finish(struct kvd_io_fake *fake, struct fake_file_op *entry)
     TAILQ_REMOVE(&fake->file_ops, entry, link);
     fake->file_op_count--;
     (void)kvd_fake_disk_perform(fake->disk, op);
+    kvd_io_fake__callback_begin(fake);
     op->done(op);
+    kvd_io_fake__callback_end(fake);
 }
 
 bool kvd_io_fake__files_turn(struct kvd_io_fake *fake)

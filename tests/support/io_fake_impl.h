@@ -42,6 +42,9 @@ struct kvd_io_fake {
     struct kvd_io base;
     uint64_t now_ns;
     uint64_t tick_ns;
+    bool is_running; /* the clock runs by itself */
+    uint64_t cpu_ns; /* processor time when the clock was last looked at */
+    uint64_t callback_ns, callback_longest_ns; /* began; took */
     uint64_t random_state;
     uint64_t turn, started;
     unsigned tcp_port;
@@ -62,6 +65,10 @@ struct kvd_io_fake {
 
 /* A test has no use for half a fake: zeroed memory or an assertion. */
 void *kvd_io_fake__calloc(size_t bytes);
+
+/* Around each callback into the daemon, so that it is timed. */
+void kvd_io_fake__callback_begin(struct kvd_io_fake *fake);
+void kvd_io_fake__callback_end(struct kvd_io_fake *fake);
 
 /* io_fake_stream.c: the stream part of kvd_io_ops. */
 void kvd_io_fake__read_start(

@@ -67,16 +67,20 @@ void kvd_io_fake__close(struct kvd_stream *stream, kvd_io_cb closed_cb, void *ct
 
 static void write_finish(struct kvd_stream *stream, int err)
 {
+    struct kvd_io_fake *fake = stream->fake;
     kvd_write_cb cb = stream->write_cb;
 
     free(stream->bufs);
     stream->bufs = NULL;
     stream->write_cb = NULL;
+    kvd_io_fake__callback_begin(fake);
     cb(stream->write_ctx, err);
+    kvd_io_fake__callback_end(fake);
 }
 
 void kvd_io_fake__stream_free(struct kvd_stream *stream)
 {
+    struct kvd_io_fake *fake = stream->fake;
     kvd_io_cb closed_cb = stream->closed_cb;
     void *closed_ctx = stream->closed_ctx;
 
@@ -89,7 +93,9 @@ void kvd_io_fake__stream_free(struct kvd_stream *stream)
     }
     free(stream);
     if (closed_cb != NULL) {
+        kvd_io_fake__callback_begin(fake);
         closed_cb(closed_ctx);
+        kvd_io_fake__callback_end(fake);
     }
 }
 
@@ -204,6 +210,15 @@ static struct kvd_stream *peer_reader(const struct kvd_fake_peer *peer)
     return stream != NULL && stream->is_reading ? stream : NULL;
 }
 
+static void read_call(struct kvd_stream *stream, ssize_t bytes)
+{
+    struct kvd_io_fake *fake = stream->fake; /* the stream may be gone after its callback */
+
+    kvd_io_fake__callback_begin(fake);
+    stream->handler->read_cb(stream->read_ctx, bytes);
+    kvd_io_fake__callback_end(fake);
+}
+
 size_t kvd_fake_peer_send(struct kvd_fake_peer *peer, const void *data, size_t bytes)
 {
     size_t sent = 0;
@@ -220,7 +235,7 @@ size_t kvd_fake_peer_send(struct kvd_fake_peer *peer, const void *data, size_t b
         }
         memcpy(room, (const uint8_t *)data + sent, piece);
         sent += piece;
-        stream->handler->read_cb(stream->read_ctx, (ssize_t)piece);
+        read_call(stream, (ssize_t)piece);
     }
     return sent;
 }
@@ -238,7 +253,7 @@ bool kvd_fake_peer_end(struct kvd_fake_peer *peer)
         return false;
     }
     stream->is_reading = false; /* nothing comes after the end */
-    stream->handler->read_cb(stream->read_ctx, 0);
+    read_call(stream, 0);
     return true;
 }
 
@@ -249,7 +264,7 @@ void kvd_fake_peer_break(struct kvd_fake_peer *peer)
     peer->is_broken = true;
     if (stream != NULL) {
         stream->is_reading = false;
-        stream->handler->read_cb(stream->read_ctx, KVARN_EIO);
+        read_call(stream, KVARN_EIO);
     }
 }
 
