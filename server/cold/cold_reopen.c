@@ -228,6 +228,14 @@ static int session_fill(struct reopening *reopening, struct kvd_session *session
     return err;
 }
 
+/* Blocks of a map that no append changes: the last may be a sink that was cut. */
+static uint32_t whole_blocks(const struct kvd_session *session, uint32_t block_count)
+{
+    uint64_t whole = kvd_session_length(session) / session->shape->group;
+
+    return whole < block_count ? (uint32_t)whole : block_count;
+}
+
 static void cold_fill(struct reopening *reopening, struct kvd_session *session,
     struct found_record *found, struct found_record *map_found, const struct kvd_cold_map_head *map)
 {
@@ -239,8 +247,8 @@ static void cold_fill(struct reopening *reopening, struct kvd_session *session,
     sc->session_rec = record_of(found);
     sc->map_rec = record_of(map_found);
     sc->is_session_put = true;
-    sc->next_block = map->block_count;
-    sc->mapped_blocks = map->block_count;
+    sc->next_block = whole_blocks(session, map->block_count);
+    sc->mapped_blocks = sc->next_block;
     sc->tail_id = map->tail_id;
     for (uint32_t i = 0; i < map->layer_count; i++) {
         uint64_t length = map->layers[i].length;

@@ -334,6 +334,25 @@ static uint32_t durable_blocks(const struct kvd_session *session)
     return count;
 }
 
+/*
+ * The same with what follows them only on disk: a sink that was cut keeps its record, whose first
+ * rows are what the session holds, and may be out of memory.
+ */
+static uint32_t stored_blocks(const struct kvd_session *session)
+{
+    uint32_t count = durable_blocks(session);
+
+    while (count < kvd_session_block_count(session)) {
+        const struct kvd_block *block = kvd_session_block(session, count);
+        if (block == NULL || block->state == KVD_BLOCK_RESIDENT ||
+            !kvd_cold_copy_is_durable(block->cold)) {
+            break;
+        }
+        count++;
+    }
+    return count;
+}
+
 /* Maps. */
 
 /*
@@ -637,6 +656,7 @@ static bool session_flush(struct kvd_session *session)
         return false;
     }
     bool is_whole = err == 0;
+    count = is_whole ? stored_blocks(session) : count;
     err = session_put(session);
     if (err == 0 && sc->tail_rec != NULL && sc->is_tail_cold) {
         tail_id = sc->tail_id; /* nobody has looked at it since the start */

@@ -66,14 +66,28 @@ static void env_set(const char *name, uint64_t value)
     assert_int_equal(setenv(name, text, 1), 0);
 }
 
+/* A cold tier of 64 segments of 1 MiB. */
+static void cold_configure(struct kvt_rig *rig, struct kvd_fake_disk *disk)
+{
+    kvd_io_fake_set_disk(rig->fake, disk);
+    free(rig->config.cold_dir);
+    rig->config.cold_dir = strdup("/cold");
+    assert_non_null(rig->config.cold_dir);
+    rig->config.cold_limit = UINT64_C(64) << 20;
+    rig->config.cold_segment = UINT64_C(1) << 20;
+}
+
 void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
 {
     char why[200] = "";
 
     memset(rig, 0, sizeof(*rig));
-    rig->fake = kvd_io_fake_create(1);
+    rig->fake = kvd_io_fake_create(1 + options->life);
     assert_non_null(rig->fake);
     assert_int_equal(kvd_config_init(&rig->config), 0);
+    if (options->disk != NULL) {
+        cold_configure(rig, options->disk);
+    }
     rig->config.workers = options->workers;
     free(rig->config.evict_policy);
     rig->config.evict_policy =

@@ -44,6 +44,8 @@ struct kvt_rig_options {
     uint64_t jitter_seed;
     const struct kvd_shape_desc *shape; /* NULL: kvt_shape_small */
     const char *evict_policy;           /* NULL: none */
+    struct kvd_fake_disk *disk;         /* borrowed; holds the cold tier. NULL: none */
+    uint64_t life;                      /* of services on one disk, each has another number */
 };
 
 /*
