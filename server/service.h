@@ -60,6 +60,7 @@ struct kvd_service {
     uint64_t start_ns;
     uint32_t conn_count;
     uint32_t request_count; /* received and not answered */
+    uint32_t verify_count;  /* Verify calls at work */
     bool is_draining;       /* new requests are answered SHUTTING_DOWN */
 };
 

@@ -88,6 +88,12 @@ static const struct option_row evict_rows[] = {
         false},
 };
 
+static const struct option_row verify_rows[] = {
+    {"session", OPTION_TEXT, "NAME", NULL, "only this one; default: all that have a name", 0,
+        false},
+    {"quiet", OPTION_FLAG, NULL, NULL, "show no progress", 'q', false},
+};
+
 static const struct option_row top_rows[] = {
     {"once", OPTION_FLAG, NULL, NULL, "print one screen and end", 0, false},
     {"interval-ms", OPTION_UINT, "MS", "1000", "time between screens", 0, false},
@@ -175,6 +181,8 @@ const struct ctl_command ctl_commands[] = {
     {"unpin", "SESSION", "End a pin", NULL, 0, 1, false, cmd_unpin},
     {"evict", "SESSION", "Take blocks of a session out of memory", evict_rows, COUNT(evict_rows), 1,
         false, cmd_evict},
+    {"verify", NULL, "Compare what is held, in memory and on disk, with its checksums", verify_rows,
+        COUNT(verify_rows), 0, false, cmd_verify},
     {"drop", "SESSION", "Drop a session", NULL, 0, 1, false, cmd_drop},
     {"top", NULL, "Show what the server does, each second; q ends it", top_rows, COUNT(top_rows), 0,
         false, cmd_top},

@@ -93,5 +93,6 @@ int cmd_top(struct ctl *ctl);
 int cmd_touch(struct ctl *ctl);
 int cmd_truncate(struct ctl *ctl);
 int cmd_unpin(struct ctl *ctl);
+int cmd_verify(struct ctl *ctl);
 
 #endif

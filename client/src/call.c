@@ -639,6 +639,26 @@ int kvarn_call_evict(
     return kvarn__call_plain(KVARN_FRAME_EVICT, &m.base, deadline_ms, ret_call);
 }
 
+int kvarn_call_verify(
+    const struct kvarn_verify_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    Kvarnd__Verify m = KVARND__VERIFY__INIT;
+
+    if ((args->session != NULL) + (args->name != NULL) + (args->name_first != NULL) > 1) {
+        return KVARN_EINVALID;
+    }
+    m.has_handle = args->session != NULL;
+    m.handle = m.has_handle ? args->session->handle : 0;
+    m.name = text_of(args->name);
+    m.name_first = text_of(args->name_first);
+    m.has_block_first = args->block_first != 0;
+    m.block_first = args->block_first;
+    m.has_blocks = args->blocks != 0;
+    m.blocks = args->blocks;
+    SET_DEADLINE(m, deadline_ms);
+    return kvarn__call_plain(KVARN_FRAME_VERIFY, &m.base, deadline_ms, ret_call);
+}
+
 int kvarn_call_list_sessions(
     const struct kvarn_list_sessions_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
 {

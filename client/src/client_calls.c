@@ -650,6 +650,25 @@ int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_arg
     return err;
 }
 
+int kvarn_client_verify(struct kvarn_client *client, const struct kvarn_verify_args *args,
+    struct kvarn_verify_result *ret)
+{
+    struct kvarn_verify_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_VERIFY,
+        .args = args,
+        .result = &result,
+        .session = args->session,
+        .is_repeatable = true,
+    };
+    int err = kvarn__client_perform(client, &exchange);
+
+    if (err == 0 && ret != NULL) {
+        *ret = result;
+    }
+    return err;
+}
+
 int kvarn_client_list_sessions(struct kvarn_client *client,
     const struct kvarn_list_sessions_args *args, struct kvarn_list_sessions_result *ret)
 {

@@ -44,6 +44,8 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_pin(args, deadline_ms, ret_call);
     case KVARN_FRAME_EVICT:
         return kvarn_call_evict(args, deadline_ms, ret_call);
+    case KVARN_FRAME_VERIFY:
+        return kvarn_call_verify(args, deadline_ms, ret_call);
     case KVARN_FRAME_LIST_SESSIONS:
         return kvarn_call_list_sessions(args, deadline_ms, ret_call);
     case KVARN_FRAME_INSPECT_SESSION:
@@ -111,6 +113,8 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
         return kvarn_reply_pin(reply, result);
     case KVARN_FRAME_EVICT:
         return kvarn_reply_evict(reply, result);
+    case KVARN_FRAME_VERIFY:
+        return kvarn_reply_verify(reply, result);
     case KVARN_FRAME_LIST_SESSIONS:
         return kvarn_reply_list_sessions(reply, result);
     case KVARN_FRAME_INSPECT_SESSION:

@@ -346,6 +346,55 @@ int kvarn_reply_match_prefix(struct kvarn_reply *reply, struct kvarn_match_prefi
     return 0;
 }
 
+static void finding_parse(struct kvarn_verify_finding *to, const Kvarnd__VerifyFinding *from)
+{
+    *to = (struct kvarn_verify_finding){
+        .session = text_or_empty(from->session),
+        .part = (enum kvarn_verify_part)from->part,
+        .block = from->block,
+        .wrong_pages = from->wrong_pages,
+        .layer = from->layer,
+        .record_err = from->record_error == 0 ? 0 : kvarn_wire_error(from->record_error),
+        .outcome = (enum kvarn_verify_outcome)from->outcome,
+    };
+}
+
+int kvarn_reply_verify(struct kvarn_reply *reply, struct kvarn_verify_result *ret)
+{
+    struct kvarn_verify_finding *findings;
+    void *memory;
+    int err;
+
+    OPEN(m, VerifyReply, reply, KVARN_FRAME_VERIFY);
+    err = array_take(reply, m->n_findings, sizeof *findings, &memory);
+    if (err != 0) {
+        return err;
+    }
+    findings = memory;
+    for (size_t i = 0; i < m->n_findings; i++) {
+        finding_parse(&findings[i], m->findings[i]);
+    }
+    *ret = (struct kvarn_verify_result){
+        .findings = findings,
+        .finding_count = m->n_findings,
+        .more = m->more,
+        .next_name = m->next_name,
+        .next_block = m->next_block,
+        .session_blocks = m->session_blocks,
+        .sessions = m->sessions,
+        .blocks = m->blocks,
+        .pages = m->pages,
+        .page_bytes = m->page_bytes,
+        .rows_pages = m->rows_pages,
+        .records = m->records,
+        .record_bytes = m->record_bytes,
+        .wrong_pages = m->wrong_pages,
+        .wrong_records = m->wrong_records,
+        .unread_records = m->unread_records,
+    };
+    return 0;
+}
+
 static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__SessionSummary *from)
 {
     *to = (struct kvarn_session_summary){

@@ -59,7 +59,9 @@
 #define KVARN_PAYLOAD_BYTES_MAX       (UINT64_C(256) << 20)
 #define KVARN_UNPACK_BYTES_MAX        (512 * 1024) /* memory of one unpacked message */
 #define KVARN_BATCH_ITEMS_MAX         1024
-#define KVARN_LIST_PAGE_MAX           256 /* sessions in one ListSessionsReply */
-#define KVARN_REORDER_SESSIONS_MAX    128 /* sessions of one item of Reorder: one step */
+#define KVARN_LIST_PAGE_MAX           256   /* sessions in one ListSessionsReply */
+#define KVARN_VERIFY_BLOCKS_MAX       65536 /* blocks that one Verify looks at */
+#define KVARN_VERIFY_FINDINGS_MAX     64    /* and tells of: names of 256 bytes fit a message */
+#define KVARN_REORDER_SESSIONS_MAX    128   /* sessions of one item of Reorder: one step */
 
 #endif

@@ -115,19 +115,18 @@ static void wait_for_load(struct kvd_session *session)
     }
 }
 
-static void block_lost(struct kvd_block *block)
+void kvd_cold_block_lost(struct kvd_block *block)
 {
     block->state = KVD_BLOCK_MISSING;
     block->miss_reason = KVARND__MISS_REASON__MISS_CHECKSUM;
 }
 
-/* What a tail's blocks become when it cannot be read. */
-static void tail_lost(struct kvd_session *session)
+void kvd_cold_tail_lost(struct kvd_session *session)
 {
     for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
         struct kvd_block *block = kvd_block_table_at(&session->table, b);
         if (block != NULL && block->state == KVD_BLOCK_COLD && block->cold == NULL) {
-            block_lost(block);
+            kvd_cold_block_lost(block);
         }
     }
     session->cold.is_tail_cold = false;
@@ -149,13 +148,13 @@ static void load_fail(struct load *load, int err)
     if (load->block != NULL && load->block->state == KVD_BLOCK_LOADING) {
         load->block->state = KVD_BLOCK_COLD;
         if (!is_memory) {
-            block_lost(load->block);
+            kvd_cold_block_lost(load->block);
         }
     }
     if (load->block == NULL) {
         load->session->cold.is_tail_loading = false;
         if (!is_memory) {
-            tail_lost(load->session);
+            kvd_cold_tail_lost(load->session);
         }
     }
     cold->loads--;
@@ -559,7 +558,7 @@ static bool block_want(struct kvd_session *session, uint32_t block_idx)
         } else if (session->cold.tail_rec != NULL && !session->cold.is_tail_loading) {
             err = tail_load(session);
         } else if (session->cold.tail_rec == NULL && !session->cold.is_buried) {
-            tail_lost(session); /* what it was written for is another session now */
+            kvd_cold_tail_lost(session); /* what it was written for is another session now */
             return false;
         }
     }

@@ -25,6 +25,7 @@
 #include "server/cold/cold.h"
 #include "server/cold/cold_copy.h"
 
+struct kvd_block;
 struct kvd_service;
 struct kvd_session;
 struct kvd_session_op;
@@ -149,6 +150,27 @@ struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold);
 
 /* Kick all sessions that wait for a load. */
 void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold);
+
+/* What a block whose record cannot be read becomes: MISSING, reason CHECKSUM. */
+void kvd_cold_block_lost(struct kvd_block *block);
+
+/* The same for what is in the tail alone. */
+void kvd_cold_tail_lost(struct kvd_session *session);
+
+/* cold_repair.c */
+
+/*
+ * The record of a block that is in memory is not what was stored: write the block once more.
+ * Returns 0, or KVARN_ENOSPC or KVARN_ERETRY_LATER: it is as it was.
+ */
+int kvd_cold_rewrite_block(struct kvd_session *session, uint32_t block_idx) KVARN_MUST_CHECK;
+
+/*
+ * The same for what says what the session is, or how far it is stored. Returns whether it can be
+ * done: not while rows are in the tier alone, or something of the session is on its way there.
+ */
+bool kvd_cold_rewrite_session(struct kvd_session *session);
+bool kvd_cold_rewrite_map(struct kvd_session *session);
 
 /* cold_reopen.c */
 

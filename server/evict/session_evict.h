@@ -45,6 +45,14 @@ uint32_t kvd_session_next_victim(const struct kvd_session *session);
 uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t *ret_freed_bytes);
 
 /*
+ * Let go of a block whose pages are not what was stored, wherever it stands, as
+ * kvd_session_strip_block() does. Blocks between it and those that are missing already stay, within
+ * the missing range. Returns 0 or KVARN_ENOSPC.
+ */
+int kvd_session_lose_block(
+    struct kvd_session *session, uint32_t block_idx, uint64_t *ret_freed_bytes) KVARN_MUST_CHECK;
+
+/*
  * MISS with the reason of a block that is missing among those of tokens [first, last). Returns 0 or
  * KVARN_EMISS.
  */

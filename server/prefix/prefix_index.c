@@ -213,6 +213,16 @@ uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes)
     return freed;
 }
 
+void kvd_prefix_index_withdraw(struct kvd_prefix_index *index, const struct kvd_shape *shape,
+    uint32_t block_idx, const uint8_t *name)
+{
+    struct kvd_prefix_entry *entry = entry_find(index, name, shape, block_idx);
+
+    if (entry != NULL) {
+        entry_drop(index, entry);
+    }
+}
+
 void kvd_prefix_index_walk(const struct kvd_prefix_index *index,
     void (*walk_cb)(void *ctx, const struct kvd_block *block), void *ctx)
 {

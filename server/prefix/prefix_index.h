@@ -99,6 +99,13 @@ void kvd_prefix_index_touch(
  */
 uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes);
 
+/*
+ * A block at this place is not what was stored: nobody finds it by this name any more. Nothing if
+ * it has none.
+ */
+void kvd_prefix_index_withdraw(struct kvd_prefix_index *index, const struct kvd_shape *shape,
+    uint32_t block_idx, const uint8_t *name);
+
 /* Call back with the block of each entry, the least recently matched first. */
 void kvd_prefix_index_walk(const struct kvd_prefix_index *index,
     void (*walk_cb)(void *ctx, const struct kvd_block *block), void *ctx);

@@ -45,6 +45,7 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
     [KVARN_FRAME_REORDER] = {MESSAGE(Reorder, reorder), .start = kvd_rpc_reorder},
     [KVARN_FRAME_MATCH_PREFIX] = {MESSAGE(MatchPrefix, match_prefix),
         .payload_bytes = kvd_rpc_match_prefix_payload, .start = kvd_rpc_match_prefix},
+    [KVARN_FRAME_VERIFY] = {MESSAGE(Verify, verify), .start = kvd_rpc_verify},
     [KVARN_FRAME_READ_METRIC] = {MESSAGE(ReadMetric, read_metric), .start = kvd_rpc_read_metric},
 };
 

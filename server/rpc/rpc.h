@@ -54,6 +54,8 @@ void kvd_rpc_match_prefix(struct kvd_request *request);
 void kvd_rpc_list_sessions(struct kvd_request *request); /* rpc_session_view.c */
 void kvd_rpc_inspect_session(struct kvd_request *request);
 
+void kvd_rpc_verify(struct kvd_request *request); /* rpc_verify.c */
+
 int kvd_rpc_append_payload(
     const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why); /* rpc_append.c */
 void kvd_rpc_append(struct kvd_request *request);

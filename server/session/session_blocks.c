@@ -355,6 +355,17 @@ int kvd_session_strip_block(
     return 0;
 }
 
+void kvd_session_part_cold(struct kvd_session *session, uint32_t block_idx, int miss_reason)
+{
+    struct kvd_block *block = own_block_at(session, block_idx);
+
+    cold_part(session, block_idx);
+    if (block->state == KVD_BLOCK_COLD) {
+        block->state = KVD_BLOCK_MISSING;
+        block->miss_reason = (uint8_t)miss_reason;
+    }
+}
+
 void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
 {
     kvd_page_unref(&session->service->pages, session->layers[layer].spare_rows);

@@ -60,6 +60,12 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
 int kvd_session_strip_block(struct kvd_session *session, uint32_t block_idx, int miss_reason,
     uint64_t *ret_freed_bytes) KVARN_MUST_CHECK;
 
+/*
+ * The record of a block, which is the session's own, is not what was stored: part from it. A block
+ * that was there alone is a missing one, with the reason.
+ */
+void kvd_session_part_cold(struct kvd_session *session, uint32_t block_idx, int miss_reason);
+
 /* Let go of the page kept for copying a layer's rows, if there is one. */
 void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer);
 

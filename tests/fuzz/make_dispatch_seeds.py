@@ -288,6 +288,11 @@ def seeds_of_limits():
     yield "checksums", FILLED | XXH3, [
         read(A), append(A, 2, flags=1), attend([A], flags=1), append(A, 2, flags=0xf9), SETTLE,
         append(A, 2), append(C, 80, 1, flags=1), SETTLE, read(C, dtype=2), SETTLE]
+    yield "verify", FILLED, [
+        call("Verify"), SETTLE, call("Verify", blocks=1), call("Verify", handle=A, block_first=1),
+        call("Verify", name_first="a", block_first=2, blocks=1), call("Verify"), cancel(), SETTLE,
+        append(A, 64), call("Verify", name="a"), call("DropSession", name="a"), SETTLE,
+        call("Verify", blocks=0), call("Verify", handle=B, deadline_ms=3), advance(2), SETTLE]
     yield "domain", FILLED, [append(A, 2, payload=HUGE), append(B, 64, payload=HUGE),
                              append(A, 2, payload=HUGE, dtype=2), decode_step([A], payload=HUGE)]
     yield "peers_leave", FILLED, [

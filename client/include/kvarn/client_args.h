@@ -442,6 +442,53 @@ struct kvarn_evict_result {
     uint64_t missing_first, missing_last; /* tokens that are missing now */
 };
 
+/*
+ * Of one session, by session or by name; or, with neither, of all named ones from name_first on.
+ * A result says where to go on.
+ */
+struct kvarn_verify_args {
+    const struct kvarn_session *session; /* borrowed */
+    const char *name;                    /* borrowed */
+    const char *name_first;              /* borrowed; NULL: the first */
+    uint32_t block_first;                /* of the session */
+    uint32_t blocks;                     /* at most so many; 0: the daemon's default */
+};
+enum kvarn_verify_part {
+    KVARN_VERIFY_BLOCK = 0,
+    KVARN_VERIFY_SESSION = 1, /* cold records of the session itself: what it is, */
+    KVARN_VERIFY_MAP = 2,     /* how far it is stored, */
+    KVARN_VERIFY_TAIL = 3,    /* and what is not sealed */
+};
+enum kvarn_verify_outcome {
+    KVARN_VERIFY_LEFT = 0,    /* as it was: it could not be read, or not be put right */
+    KVARN_VERIFY_DROPPED = 1, /* went from memory: read from the cold tier when it is needed */
+    KVARN_VERIFY_LOST = 2,    /* MISS, reason checksum, from now on */
+    KVARN_VERIFY_REWRITE = 3, /* memory has it right: it is written to the cold tier once more */
+};
+struct kvarn_verify_finding {
+    const char *session; /* "": unnamed */
+    enum kvarn_verify_part part;
+    uint32_t block;
+    uint32_t wrong_pages; /* of the block, in memory */
+    uint32_t layer;       /* of the first of them */
+    int record_err;       /* of its record: 0; KVARN_ECORRUPT; or why it could not be read */
+    enum kvarn_verify_outcome outcome;
+};
+struct kvarn_verify_result {
+    const struct kvarn_verify_finding *findings; /* of this part */
+    size_t finding_count;
+    bool more;               /* go on with these two: */
+    const char *next_name;   /* as name_first; NULL of one session */
+    uint32_t next_block;     /* as block_first */
+    uint32_t session_blocks; /* that the session of next_block has */
+    uint64_t sessions;       /* that were looked at to their end */
+    uint64_t blocks;
+    uint64_t pages, page_bytes;     /* sealed, in memory */
+    uint64_t rows_pages;            /* in memory, not sealed: they have no checksum */
+    uint64_t records, record_bytes; /* read back from the cold tier */
+    uint64_t wrong_pages, wrong_records, unread_records;
+};
+
 struct kvarn_list_sessions_args {
     const char *prefix; /* NULL: all */
     const char *after;  /* names greater than this: the last name of the page before; NULL: first */

@@ -161,6 +161,23 @@ def test_lives(daemon):
     run(body())
 
 
+def test_verify(daemon):
+    async def body():
+        k, v, _ = rows(300)
+        async with kvarn.AsyncClient(daemon.unix) as client:
+            session = await client.open("python-async-verify", small_shape(group=64))
+            await session.append_layers([(k, v), (k, v)])
+            await session.read_layers()
+            seen = []
+            for found in (await session.verify(),
+                          await client.verify("python-async-verify", progress=seen.append)):
+                assert (found.findings, found.blocks, found.pages) == ((), 5, 6)
+            assert seen == [found] and (await client.verify()).blocks >= 5
+            await session.drop()
+
+    run(body())
+
+
 def test_reconnects_after_a_restart(start):
     async def body():
         daemon = start()

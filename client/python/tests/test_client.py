@@ -380,6 +380,54 @@ def test_lives(client):
             call(name)
 
 
+def test_verify(client):
+    """What memory holds is compared; a session without a name by itself."""
+    name = f"python-verify-{client._core.address.is_tcp}"
+    k, v, _ = rows(300)
+    shape = small_shape(group=64)
+    with client.open(name, shape) as session, client.open(shape=shape) as unnamed:
+        for one in (session, unnamed):
+            one.append_layers([(k, v), (k, v)])
+            one.read_layers()  # its seals are done
+        for found in (client.verify(name), session.verify(), unnamed.verify()):
+            assert (found.findings, found.next, found.sessions, found.blocks) == ((), None, 1, 5)
+            assert (found.pages, found.rows_pages, found.records) == (6, 4, 0)
+            assert found.page_bytes > 0 and found.wrong_pages == found.unread_records == 0
+        seen = []
+        everything = client.verify(progress=seen.append)
+        assert everything.sessions >= 1 and everything.blocks >= 5 and seen[-1] == everything
+        assert all(part.next is not None for part in seen[:-1])
+        session.drop()
+    with pytest.raises(kvarn.NotFound):
+        client.verify(name)
+
+
+def test_verify_finds_a_flipped_bit(start, tmp_path):
+    """On disk, of a session that is not in memory: it is named, and then a Miss."""
+    daemon = start("--cold-dir", str(tmp_path / "cold"), "--cold-segment", "1MiB")
+    k, v, _ = rows(300)
+    with kvarn.Client(daemon.unix) as client:
+        session = client.open("python-cold", small_shape(group=64))
+        session.append_layers([(k, v), (-k, v)])
+        record = bytes(session.read_stored(1, 1, 128, 192).payload)[:32]
+        while client.stats().counters["cold_blocks_written"] < 4:
+            client.ping()
+        client.evict("python-cold")
+        (segment,) = (tmp_path / "cold").glob("*.kvs")
+        with open(segment, "r+b") as file:
+            data = file.read()
+            assert data.count(record) == 1
+            file.seek(data.index(record))
+            file.write(bytes([record[0] ^ 1]))
+        found = client.verify()
+        assert found.findings == (kvarn.VerifyFinding("python-cold", "block", 2, 0, 0, "CORRUPT",
+                                                      "lost"),)
+        assert found.wrong_records == 1 and found.records >= 4
+        with pytest.raises(kvarn.Miss) as caught:
+            session.read(1, 128, 192)
+        assert caught.value.reason == "checksum"
+
+
 def publish(session, data, ids):
     """Store rows in both layers of a session that shares prefixes, and wait for its seals."""
     k, v, _ = data

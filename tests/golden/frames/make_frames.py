@@ -20,7 +20,7 @@ TYPES = {
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
     "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "match_prefix": 19,
-    "touch": 20, "pin": 21, "evict": 22, "read_metric": 26,
+    "touch": 20, "pin": 21, "evict": 22, "verify": 25, "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -283,6 +283,23 @@ def good_session():
     yield "evict_reply", "evict", REPLY, 44, [
         status(), number(2, "blocks", 2), number(3, "freed_bytes", 40000),
         number(4, "missing_first", 128), number(5, "missing_last", 256)], b""
+    yield "verify", "verify", 0, 45, [
+        text(3, "name_first", "chat/ä"), number(4, "block_first", 7), number(5, "blocks", 512)], b""
+    yield "verify_one", "verify", 0, 46, [
+        number(1, "handle", 1), number(15, "deadline_ms", 10000)], b""
+    yield "verify_reply", "verify", REPLY, 45, [
+        status(),
+        message(2, "findings", text(1, "session", "chat/ä"), enum(2, "part", 0, "VERIFY_BLOCK"),
+                number(3, "block", 9), number(4, "wrong_pages", 2), number(5, "layer", 1),
+                number(6, "record_error", 0), enum(7, "outcome", 1, "VERIFY_DROPPED")),
+        message(2, "findings", text(1, "session", "chat/b"), enum(2, "part", 3, "VERIFY_TAIL"),
+                number(6, "record_error", 20), enum(7, "outcome", 2, "VERIFY_LOST")),
+        flag(3, "more", True), text(4, "next_name", "chat/c"), number(5, "next_block", 130),
+        number(6, "session_blocks", 1000), number(7, "sessions", 2), number(8, "blocks", 512),
+        number(9, "pages", 2044), number(10, "page_bytes", 1 << 28), number(11, "rows_pages", 8),
+        number(12, "records", 500), number(13, "record_bytes", 1 << 27),
+        number(14, "wrong_pages", 2), number(16, "wrong_records", 1),
+        number(17, "unread_records", 0)], b""
     yield "drop_session_by_name", "drop_session", 0, 9, [text(2, "name", "chat/ä")], b""
     yield "drop_session_reply_not_found", "drop_session", REPLY, 9, [
         status(5, text(2, "text", 'no session "chat/ä"'))], b""
@@ -439,6 +456,10 @@ def bad():
         "message PROTOCOL"), "a packed list that ends inside a number"
     yield "bomb", body("hello", (tag(2, 2) + b"\0") * 32768), "message PROTOCOL", (
         "32,768 strings in 64 KiB: more memory than a message may take")
+    yield "verify_block_negative", body("verify", tag(4, 0) + b"\xff" * 10 + b"\x01"), (
+        "message PROTOCOL"), "a block of eleven bytes"
+    yield "finding_cut", frame("verify", REPLY, 45, [status(), Field(tag(2, 2) + b"\x09a", [])]), (
+        "message PROTOCOL"), "a finding of 9 bytes of which 1 came"
     yield "trailer_wrong", append[:-1] + bytes([append[-1] ^ 1]), "payload CORRUPT", "a wrong XXH3"
     yield "payload_wrong", changed(append, len(append) - 40, 0xee), "payload CORRUPT", (
         "a payload that is not its XXH3's")

@@ -19,7 +19,7 @@ from kvarn.errors import (AddressError, Cancelled, Conflict, ConnectionLost, Cor
 from kvarn.types import (AppendAttendItem, AppendResult, AttendItem, AttendOptions, AttendResult,
                          Evicted, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned,
                          PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult)
+                         Shape, StoredRuns, TruncateResult, Verification, VerifyFinding)
 
 __version__ = "0.1.0"
 
@@ -31,5 +31,5 @@ __all__ = [
     "Options", "Pending", "Pinned", "PrefixMatch", "Protocol", "RetryLater", "Run", "ServerError",
     "ServerIO", "ServerInfo", "ServerStats", "Session", "SessionDetails", "SessionSummary", "Shape",
     "ShuttingDown", "StaleEpoch", "StoredRuns", "TooLarge", "TruncateResult", "Unauthenticated",
-    "Unsupported", "WireError", "codec",
+    "Unsupported", "Verification", "VerifyFinding", "WireError", "codec",
 ]

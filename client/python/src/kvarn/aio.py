@@ -14,11 +14,13 @@ from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import AsyncLink, Link
 from kvarn._parse import creation as creation_fields
+from kvarn._verify import Progress
+from kvarn._verify import verify as _verify
 from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
                          PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult)
+                         Shape, StoredRuns, TruncateResult, Verification)
 
 
 async def _connect(address: Address, timeout: float) -> Link:
@@ -150,6 +152,11 @@ class AsyncClient:
         """As Client.evict: take blocks of a named session out of memory."""
         return await self._core.evict(name, blocks, deadline)
 
+    async def verify(self, name: str | None = None, *, progress: Progress | None = None,
+                     deadline: float | None = None) -> Verification:
+        """As Client.verify: compare what the daemon holds with its checksums."""
+        return await _verify(self._core, name, progress, deadline)
+
     async def stats(self, *, deadline: float | None = None) -> ServerStats:
         """As Client.stats: the daemon's counters and latencies."""
         return await self._core.stats(deadline)
@@ -249,6 +256,10 @@ class AsyncSession(SessionCore):
     async def unpin(self, *, deadline: float | None = None) -> None:
         """As Client.unpin, of this session."""
         await self._core.unpin(self, deadline)
+
+    async def verify(self, *, deadline: float | None = None) -> Verification:
+        """As Client.verify, of this session, which needs no name."""
+        return await _verify(self._core, self, None, deadline)
 
     async def evict(self, blocks: int | None = None, *,
                     deadline: float | None = None) -> Evicted:

@@ -9,10 +9,12 @@ from kvarn._address import Address
 from kvarn._core import ClientCore, SessionCore
 from kvarn._link import BlockingLink, Link, drive
 from kvarn._parse import creation as creation_fields
+from kvarn._verify import Progress
+from kvarn._verify import verify as _verify
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
                          AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
                          PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult)
+                         Shape, StoredRuns, TruncateResult, Verification)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,6 +248,16 @@ class Client:
         to where it begins makes the session whole."""
         return self._run(self._core.evict(name, blocks, deadline))
 
+    def verify(self, name: str | None = None, *, progress: Progress | None = None,
+               deadline: float | None = None) -> Verification:
+        """Compare what the daemon holds, in memory and on disk, with its checksums.
+
+        name: of one session; None is all that have a name. It goes in parts of half a second, each
+        with the deadline; progress is called with what the parts so far come to. What is wrong is
+        put right where that can be, else it is a Miss, reason "checksum", from then on.
+        """
+        return self._run(_verify(self._core, name, progress, deadline))
+
     def stats(self, *, deadline: float | None = None) -> ServerStats:
         """The daemon's counters and latencies."""
         return self._run(self._core.stats(deadline))
@@ -361,6 +373,10 @@ class Session(SessionCore):
     def unpin(self, *, deadline: float | None = None) -> None:
         """As Client.unpin, of this session."""
         self._client._run(self._core.unpin(self, deadline))
+
+    def verify(self, *, deadline: float | None = None) -> Verification:
+        """As Client.verify, of this session, which needs no name."""
+        return self._client._run(_verify(self._core, self, None, deadline))
 
     def evict(self, blocks: int | None = None, *, deadline: float | None = None) -> Evicted:
         """As Client.evict, of this session."""

@@ -269,6 +269,41 @@ class Evicted:
 
 
 @dataclasses.dataclass(frozen=True)
+class VerifyFinding:
+    """Something wrong, or not read. session: None without a name. part: "block", or a record of the
+    session itself: "session", "map", "tail". layer: first of the wrong pages in memory.
+    record_error: of the record on disk: None, "CORRUPT", or why it could not be read. outcome:
+    "dropped" from memory, to be read from disk; "lost", a Miss from now on; "rewrite": written to
+    disk once more; "left" as it was."""
+    session: str | None
+    part: str
+    block: int
+    wrong_pages: int
+    layer: int
+    record_error: str | None
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """Of verify. pages: sealed, in memory; rows_pages have no checksum; records: read back from
+    disk. next: while it goes on, (session, block, blocks of that session); session is None where
+    only one is verified."""
+    findings: tuple[VerifyFinding, ...]
+    next: tuple[str | None, int, int] | None
+    sessions: int
+    blocks: int
+    pages: int
+    page_bytes: int
+    rows_pages: int
+    records: int
+    record_bytes: int
+    wrong_pages: int
+    wrong_records: int
+    unread_records: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SessionSummary:
     """A line of the list of sessions. bytes: resident pages; handles: connections that hold it.
 
