@@ -55,6 +55,8 @@
     X(20, TOUCH, "touch", Touch, TouchReply, touch, touch_reply)                                  \
     X(21, PIN, "pin", Pin, PinReply, pin, pin_reply)                                              \
     X(22, EVICT, "evict", Evict, EvictReply, evict, evict_reply)                                  \
+    X(23, PREFETCH, "prefetch", Prefetch, PrefetchReply, prefetch, prefetch_reply)                \
+    X(24, LIST_JOBS, "list_jobs", ListJobs, ListJobsReply, list_jobs, list_jobs_reply)            \
     X(25, VERIFY, "verify", Verify, VerifyReply, verify, verify_reply)                            \
     X(26, READ_METRIC, "read_metric", ReadMetric, ReadMetricReply, read_metric, read_metric_reply)
 

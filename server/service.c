@@ -125,6 +125,7 @@ int kvd_service_init(
     if (err == 0) {
         err = workers_init(service);
     }
+    kvd_prefetches_init(&service->prefetches, service);
     if (err == 0) {
         err = kvd_cold_sessions_init(&service->cold, service);
     }
@@ -150,6 +151,7 @@ void kvd_service_fini(struct kvd_service *service)
     }
     KVARN_ASSERT(service->conn_count == 0 && service->request_count == 0);
     service->io->ops->timer_destroy(service->tick);
+    kvd_prefetches_fini(&service->prefetches);
     kvd_cold_sessions_fini(&service->cold);
     kvd_workers_destroy(service->workers);
     kvd_prefix_index_fini(&service->prefixes);
@@ -168,7 +170,8 @@ void kvd_service_fini(struct kvd_service *service)
 
 bool kvd_service_is_idle(const struct kvd_service *service)
 {
-    return service->request_count == 0 && kvd_workers_backlog(service->workers) == 0;
+    return service->request_count == 0 && service->cold.loads == 0 &&
+           kvd_workers_backlog(service->workers) == 0;
 }
 
 /* Resident set of the process, measured by the kernel; 0 when it cannot be read. */
@@ -223,6 +226,7 @@ static void cold_gauges_set(struct kvd_service *service)
     kvd_metrics_set(metrics, KVD_METRIC_cold_corrupt, stats.corrupt);
     kvd_metrics_set(metrics, KVD_METRIC_cold_quarantined, stats.quarantined);
     kvd_metrics_set(metrics, KVD_METRIC_cold_resting, stats.is_resting ? 1 : 0);
+    kvd_metrics_set(metrics, KVD_METRIC_prefetch_jobs_running, service->prefetches.running_count);
 }
 
 void kvd_service_gauges_set(struct kvd_service *service)

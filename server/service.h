@@ -14,6 +14,7 @@
 #include "server/base/budget.h"
 #include "server/base/metrics.h"
 #include "server/cold/cold_sessions.h"
+#include "server/cold/prefetch.h"
 #include "server/config/config.h"
 #include "server/evict/evict.h"
 #include "server/io/io.h"
@@ -51,6 +52,7 @@ struct kvd_service {
     struct kvd_evictor evictor;
     struct kvd_compactor compactor;
     struct kvd_cold_sessions cold;
+    struct kvd_prefetches prefetches;
     struct kvd_metrics metrics;
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */
@@ -87,7 +89,7 @@ void kvd_service_tick_arm(struct kvd_service *service);
 /* Set every gauge of metrics.def from its subsystem. For Stats. */
 void kvd_service_gauges_set(struct kvd_service *service);
 
-/* True when nothing is in flight: no request, no job. What a drain waits for. */
+/* True when nothing is in flight: no request, no job, no load. What a drain waits for. */
 bool kvd_service_is_idle(const struct kvd_service *service);
 
 #endif

@@ -650,6 +650,36 @@ int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_arg
     return err;
 }
 
+int kvarn_client_prefetch(struct kvarn_client *client, const struct kvarn_prefetch_args *args,
+    struct kvarn_prefetch_result *ret)
+{
+    struct kvarn_prefetch_result result;
+    const struct client_exchange exchange = {
+        .type = KVARN_FRAME_PREFETCH,
+        .args = args,
+        .result = &result,
+        .session = args->session,
+        .is_repeatable = true,
+    };
+    int err = kvarn__client_perform(client, &exchange);
+
+    if (err == 0 && ret != NULL) {
+        *ret = result;
+    }
+    return err;
+}
+
+int kvarn_client_list_jobs(struct kvarn_client *client, struct kvarn_list_jobs_result *ret)
+{
+    struct kvarn_list_jobs_result result;
+    int err = plain_perform(client, KVARN_FRAME_LIST_JOBS, NULL, &result);
+
+    if (err == 0 && ret != NULL) {
+        *ret = result;
+    }
+    return err;
+}
+
 int kvarn_client_verify(struct kvarn_client *client, const struct kvarn_verify_args *args,
     struct kvarn_verify_result *ret)
 {

@@ -6,7 +6,8 @@
 int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t deadline_ms,
     struct kvarn_call **ret_call)
 {
-    KVARN_ASSERT(args != NULL || type == KVARN_FRAME_PING || type == KVARN_FRAME_STATS);
+    KVARN_ASSERT(args != NULL || type == KVARN_FRAME_PING || type == KVARN_FRAME_STATS ||
+                 type == KVARN_FRAME_LIST_JOBS);
     switch (type) {
     case KVARN_FRAME_HELLO:
         return kvarn_call_hello(args, deadline_ms, ret_call);
@@ -44,6 +45,10 @@ int kvarn__exchange_build(enum kvarn_frame_type type, const void *args, uint32_t
         return kvarn_call_pin(args, deadline_ms, ret_call);
     case KVARN_FRAME_EVICT:
         return kvarn_call_evict(args, deadline_ms, ret_call);
+    case KVARN_FRAME_PREFETCH:
+        return kvarn_call_prefetch(args, deadline_ms, ret_call);
+    case KVARN_FRAME_LIST_JOBS:
+        return kvarn_call_list_jobs(deadline_ms, ret_call);
     case KVARN_FRAME_VERIFY:
         return kvarn_call_verify(args, deadline_ms, ret_call);
     case KVARN_FRAME_LIST_SESSIONS:
@@ -113,6 +118,10 @@ int kvarn__exchange_parse(enum kvarn_frame_type type, struct kvarn_reply *reply,
         return kvarn_reply_pin(reply, result);
     case KVARN_FRAME_EVICT:
         return kvarn_reply_evict(reply, result);
+    case KVARN_FRAME_PREFETCH:
+        return kvarn_reply_prefetch(reply, result);
+    case KVARN_FRAME_LIST_JOBS:
+        return kvarn_reply_list_jobs(reply, result);
     case KVARN_FRAME_VERIFY:
         return kvarn_reply_verify(reply, result);
     case KVARN_FRAME_LIST_SESSIONS:

@@ -335,6 +335,44 @@ int kvarn_reply_evict(struct kvarn_reply *reply, struct kvarn_evict_result *ret)
     return 0;
 }
 
+int kvarn_reply_prefetch(struct kvarn_reply *reply, struct kvarn_prefetch_result *ret)
+{
+    OPEN(m, PrefetchReply, reply, KVARN_FRAME_PREFETCH);
+    *ret = (struct kvarn_prefetch_result){
+        .has_job = m->has_job_id, .job_id = m->job_id, .blocks = m->blocks, .bytes = m->bytes};
+    return 0;
+}
+
+int kvarn_reply_list_jobs(struct kvarn_reply *reply, struct kvarn_list_jobs_result *ret)
+{
+    struct kvarn_job *jobs;
+    void *memory;
+    int err;
+
+    OPEN(m, ListJobsReply, reply, KVARN_FRAME_LIST_JOBS);
+    err = array_take(reply, m->n_jobs, sizeof *jobs, &memory);
+    if (err != 0) {
+        return err;
+    }
+    jobs = memory;
+    for (size_t i = 0; i < m->n_jobs; i++) {
+        const Kvarnd__JobSummary *from = m->jobs[i];
+
+        jobs[i] = (struct kvarn_job){.id = from->job_id,
+            .session = from->session,
+            .state = (enum kvarn_job_state)from->state,
+            .blocks = from->blocks,
+            .blocks_done = from->blocks_done,
+            .bytes = from->bytes,
+            .bytes_done = from->bytes_done,
+            .age_ms = from->age_ms,
+            .run_ms = from->has_run_ms ? from->run_ms : from->age_ms,
+            .err = from->error == 0 ? 0 : kvarn_wire_error(from->error)};
+    }
+    *ret = (struct kvarn_list_jobs_result){.jobs = jobs, .job_count = m->n_jobs};
+    return 0;
+}
+
 int kvarn_reply_match_prefix(struct kvarn_reply *reply, struct kvarn_match_prefix_result *ret)
 {
     OPEN(m, MatchPrefixReply, reply, KVARN_FRAME_MATCH_PREFIX);

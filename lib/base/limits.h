@@ -49,6 +49,9 @@
 #define KVARN_COLD_SEGMENT_BYTES_MAX (UINT64_C(1) << 31)
 #define KVARN_COLD_SEGMENTS_MAX      4096 /* each holds a descriptor */
 #define KVARN_COLD_PATH_MAX          512
+#define KVARN_PREFETCH_JOBS_MAX      64 /* that run; one more is RETRY_LATER */
+#define KVARN_PREFETCH_ENDED_MAX     64 /* that ended, for ListJobs, for so long: */
+#define KVARN_PREFETCH_ENDED_MS_MAX  600000
 
 /* Where the daemon listens and clients look when nothing else is said. */
 #define KVARN_DEFAULT_SOCKET "/run/kvarnd/kvarnd.sock"

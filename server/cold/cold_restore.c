@@ -18,6 +18,9 @@
 /* Blocks that are read at once; more wait for their turn. */
 #define LOADS_MAX 64
 
+/* What no operation waits for leaves room for what one does. */
+#define FETCHES_MAX (LOADS_MAX / 2)
+
 /* A block, or a tail, on its way back. */
 struct load {
     struct kvd_cold_get get; /* first */
@@ -33,6 +36,7 @@ struct load {
     struct kvd_page **pages;              /* owned array; refs */
     struct iovec *vecs;                   /* owned */
     uint32_t page_count;
+    enum kvd_cold_for want; /* whoever came first; others join */
 };
 
 static void load_free(struct load *load)
@@ -94,6 +98,7 @@ void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
     struct kvd_cold_session_list waiting = TAILQ_HEAD_INITIALIZER(waiting);
     struct kvd_session *session;
 
+    kvd_prefetches_run(&cold->service->prefetches); /* before operations change what came */
     TAILQ_CONCAT(&waiting, &cold->waiting, cold.wait_link);
     while ((session = TAILQ_FIRST(&waiting)) != NULL) {
         TAILQ_REMOVE(&waiting, session, cold.wait_link);
@@ -104,7 +109,7 @@ void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
     }
 }
 
-static void wait_for_load(struct kvd_session *session)
+void kvd_cold_wait(struct kvd_session *session)
 {
     struct kvd_cold_sessions *cold = &session->service->cold;
 
@@ -138,7 +143,8 @@ static void load_fail(struct load *load, int err)
     bool is_memory = err == KVARN_ENOMEM || err == KVARN_ENOSPC;
 
     if (is_memory) {
-        load->session->cold.has_no_room = true;
+        /* Operations that joined somebody else's load try for themselves. */
+        load->session->cold.has_no_room |= load->want == KVD_COLD_FOR_OPERATION;
     } else {
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_loads_failed, 1);
         kvd_log(KVD_LOG_WARN, "cold_load_failed",
@@ -170,7 +176,8 @@ static int page_take(
     uint32_t tenant_id = load->session->tenant_id;
     int err = kvd_page_take(&service->pages, tenant_id, bytes, page_class, ret);
 
-    if (err == KVARN_ENOSPC && kvd_evictor_make_room(service, load->session, bytes)) {
+    if (err == KVARN_ENOSPC && load->want != KVD_COLD_FOR_LATER &&
+        kvd_evictor_make_room(service, load->session, bytes)) {
         err = kvd_page_take(&service->pages, tenant_id, bytes, page_class, ret);
     }
     return err;
@@ -328,13 +335,15 @@ static int load_start(struct load *load, struct kvd_session *session,
     return 0;
 }
 
-static int block_load(struct kvd_session *session, uint32_t block_idx, struct kvd_block *block)
+static int block_load(struct kvd_session *session, uint32_t block_idx, struct kvd_block *block,
+    enum kvd_cold_for want)
 {
     struct load *load = calloc(1, sizeof(*load));
 
     if (load == NULL) {
         return KVARN_ENOMEM;
     }
+    load->want = want;
     load->block = kvd_block_ref(block);
     load->block_idx = block_idx;
     load->copy = kvd_cold_copy_ref(block->cold);
@@ -507,13 +516,14 @@ static void tail_head_cb(struct kvd_cold_get *get, int err)
     }
 }
 
-static int tail_load(struct kvd_session *session)
+static int tail_load(struct kvd_session *session, enum kvd_cold_for want)
 {
     struct load *load = calloc(1, sizeof(*load));
 
     if (load == NULL) {
         return KVARN_ENOMEM;
     }
+    load->want = want;
     int err = load_start(load, session, session->cold.tail_rec, tail_head_cb);
     session->cold.is_tail_loading = err == 0;
     return err;
@@ -554,9 +564,9 @@ static bool block_want(struct kvd_session *session, uint32_t block_idx)
     }
     if (block->state == KVD_BLOCK_COLD && cold->loads < LOADS_MAX) {
         if (block->cold != NULL) {
-            err = block_load(session, block_idx, block);
+            err = block_load(session, block_idx, block, KVD_COLD_FOR_OPERATION);
         } else if (session->cold.tail_rec != NULL && !session->cold.is_tail_loading) {
-            err = tail_load(session);
+            err = tail_load(session, KVD_COLD_FOR_OPERATION);
         } else if (session->cold.tail_rec == NULL && !session->cold.is_buried) {
             kvd_cold_tail_lost(session); /* what it was written for is another session now */
             return false;
@@ -582,7 +592,49 @@ bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op 
         is_ready = !block_want(session, b) && is_ready;
     }
     if (!is_ready) {
-        wait_for_load(session);
+        kvd_cold_wait(session);
     }
     return is_ready;
+}
+
+/* What somebody wants ahead of operations. */
+
+bool kvd_cold_is_loading(const struct kvd_session *session, uint32_t block_idx)
+{
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+
+    return block != NULL && (block->state == KVD_BLOCK_LOADING ||
+                                (is_of_tail(block) && session->cold.is_tail_loading));
+}
+
+uint64_t kvd_cold_load_bytes(const struct kvd_session *session, uint32_t block_idx)
+{
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+    const struct kvd_cold *tier = session->service->cold.tier;
+    struct kvd_cold_info info = {0};
+
+    if (block != NULL && block->cold != NULL && block->cold->record != NULL) {
+        tier->ops->info(block->cold->record, &info);
+    } else if (is_of_tail(block) && session->cold.tail_rec != NULL &&
+               (block_idx == 0 || !is_of_tail(kvd_session_block(session, block_idx - 1)))) {
+        tier->ops->info(session->cold.tail_rec, &info);
+    }
+    return info.body_bytes;
+}
+
+int kvd_cold_fetch(struct kvd_session *session, uint32_t block_idx, enum kvd_cold_for want)
+{
+    struct kvd_block *block = kvd_block_table_at(&session->table, block_idx);
+
+    if (block == NULL || block->state != KVD_BLOCK_COLD ||
+        kvd_cold_is_loading(session, block_idx)) {
+        return 0;
+    }
+    if (session->service->cold.loads >= FETCHES_MAX) {
+        return KVARN_ERETRY_LATER;
+    }
+    if (block->cold != NULL) {
+        return block_load(session, block_idx, block, want);
+    }
+    return session->cold.tail_rec == NULL ? KVARN_ENOT_FOUND : tail_load(session, want);
 }

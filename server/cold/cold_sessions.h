@@ -151,6 +151,31 @@ struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold);
 /* Kick all sessions that wait for a load. */
 void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold);
 
+/* On whose behalf a block is loaded, which says what happens without memory for it. */
+enum kvd_cold_for {
+    KVD_COLD_FOR_OPERATION, /* others are evicted; else the operation misses it */
+    KVD_COLD_FOR_JOB,       /* others are evicted; else the block stays COLD */
+    KVD_COLD_FOR_LATER,     /* nobody is evicted for it: it stays COLD */
+};
+
+/*
+ * For those who want a block before an operation does: start its load, unless it is on its way or
+ * there. Operations that meet it wait for the same read. Returns 0; KVARN_ERETRY_LATER: enough is
+ * being read, and the end of a load is the time to try again; KVARN_ENOT_FOUND: what has it is
+ * being taken back; KVARN_ENOMEM.
+ */
+int kvd_cold_fetch(
+    struct kvd_session *session, uint32_t block_idx, enum kvd_cold_for want) KVARN_MUST_CHECK;
+
+/* A block of the session is being read, alone or with its tail. */
+bool kvd_cold_is_loading(const struct kvd_session *session, uint32_t block_idx);
+
+/* Bytes of the pages that its load fills; a tail's count with its first block. */
+uint64_t kvd_cold_load_bytes(const struct kvd_session *session, uint32_t block_idx);
+
+/* The session is kicked, and its missing range seen to, when a load ends. */
+void kvd_cold_wait(struct kvd_session *session);
+
 /* What a block whose record cannot be read becomes: MISSING, reason CHECKSUM. */
 void kvd_cold_block_lost(struct kvd_block *block);
 

@@ -116,6 +116,7 @@ int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err),
     if (err != 0) {
         return err;
     }
+    kvd_prefetch_cancel(session);
     sc->is_buried = true;
     sc->session_rec = NULL;
     sc->map_rec = NULL;
@@ -146,6 +147,7 @@ void kvd_cold_forget(struct kvd_session *session)
     if (session->service->cold.tier == NULL) {
         return;
     }
+    kvd_prefetch_cancel(session);
     int err = kvd_cold_bury(session, NULL, NULL);
     if (err < 0) {
         kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));

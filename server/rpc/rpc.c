@@ -41,6 +41,8 @@ static const struct kvd_method methods[KVARN_FRAME_TYPE_COUNT] = {
     [KVARN_FRAME_TOUCH] = {MESSAGE(Touch, touch), .start = kvd_rpc_touch},
     [KVARN_FRAME_PIN] = {MESSAGE(Pin, pin), .start = kvd_rpc_pin},
     [KVARN_FRAME_EVICT] = {MESSAGE(Evict, evict), .start = kvd_rpc_evict},
+    [KVARN_FRAME_PREFETCH] = {MESSAGE(Prefetch, prefetch), .start = kvd_rpc_prefetch},
+    [KVARN_FRAME_LIST_JOBS] = {MESSAGE(ListJobs, list_jobs), .start = kvd_rpc_list_jobs},
     [KVARN_FRAME_FORK] = {MESSAGE(Fork, fork), .start = kvd_rpc_fork},
     [KVARN_FRAME_REORDER] = {MESSAGE(Reorder, reorder), .start = kvd_rpc_reorder},
     [KVARN_FRAME_MATCH_PREFIX] = {MESSAGE(MatchPrefix, match_prefix),

@@ -192,6 +192,7 @@ static void evict_admit_cb(struct kvd_session_op *op)
         kvd_request_fail(request, &why);
         return;
     }
+    kvd_prefetch_cancel(op->session); /* nobody wants it now */
     call->session = kvd_session_ref(op->session);
     call->slice.run = evict_slice_run;
     for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {

@@ -107,7 +107,8 @@ void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
             &rig->service.shapes, KVD_TENANT_DEFAULT, desc, &rig->shape, why, sizeof(why)) != 0) {
         fail_msg("shape: %s", why);
     }
-    rig->budget_start = rig->service.budget.used_bytes;
+    rig->budget_start =
+        rig->service.budget.used_bytes - rig->service.budget.kind_bytes[KVD_BUDGET_COLD];
 }
 
 void kvt_rig_settle(struct kvt_rig *rig)
@@ -126,10 +127,12 @@ void kvt_rig_fini(struct kvt_rig *rig)
     kvt_rig_settle(rig);
     (void)kvd_page_store_reclaim(&rig->service.pages, UINT64_MAX);
     if (rig->service.sessions.count == 0) {
-        /* What was learnt of queries outlives the sessions; kvd_service_fini() sees to it. */
+        /* What was learnt of queries outlives the sessions, and so do records of shapes and of
+         * drops; kvd_service_fini() sees to it. */
         const struct kvd_budget *budget = &rig->service.budget;
-        assert_int_equal(
-            budget->used_bytes - budget->kind_bytes[KVD_BUDGET_QUERIES], rig->budget_start);
+        assert_int_equal(budget->used_bytes - budget->kind_bytes[KVD_BUDGET_QUERIES] -
+                             budget->kind_bytes[KVD_BUDGET_COLD],
+            rig->budget_start);
     }
     kvd_service_fini(&rig->service);
     kvd_io_fake_io(rig->fake)->ops->destroy(kvd_io_fake_io(rig->fake));

@@ -34,7 +34,7 @@ struct kvt_rig {
     struct kvd_service service;
     struct kvt_rig_source source;
     const struct kvd_shape *shape;
-    uint64_t budget_start; /* used bytes of a service without sessions */
+    uint64_t budget_start; /* used bytes of a service without sessions and records */
 };
 
 struct kvt_rig_options {

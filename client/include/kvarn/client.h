@@ -84,6 +84,10 @@ KVARN_API int kvarn_call_pin(const struct kvarn_pin_args *args, uint32_t deadlin
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_evict(const struct kvarn_evict_args *args, uint32_t deadline_ms,
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_prefetch(const struct kvarn_prefetch_args *args, uint32_t deadline_ms,
+    struct kvarn_call **ret_call) KVARN_MUST_CHECK;
+KVARN_API int kvarn_call_list_jobs(
+    uint32_t deadline_ms, struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_verify(const struct kvarn_verify_args *args, uint32_t deadline_ms,
     struct kvarn_call **ret_call) KVARN_MUST_CHECK;
 KVARN_API int kvarn_call_list_sessions(const struct kvarn_list_sessions_args *args,
@@ -138,6 +142,10 @@ KVARN_API int kvarn_reply_pin(
     struct kvarn_reply *reply, struct kvarn_pin_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_evict(
     struct kvarn_reply *reply, struct kvarn_evict_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_prefetch(
+    struct kvarn_reply *reply, struct kvarn_prefetch_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_reply_list_jobs(
+    struct kvarn_reply *reply, struct kvarn_list_jobs_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_match_prefix(
     struct kvarn_reply *reply, struct kvarn_match_prefix_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_reply_verify(
@@ -283,6 +291,11 @@ KVARN_API int kvarn_client_pin(struct kvarn_client *client, const struct kvarn_p
     struct kvarn_pin_result *ret) KVARN_MUST_CHECK;
 KVARN_API int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_args *args,
     struct kvarn_evict_result *ret) KVARN_MUST_CHECK;
+/* Returns when the job has begun; kvarn_client_list_jobs() tells how it goes. */
+KVARN_API int kvarn_client_prefetch(struct kvarn_client *client,
+    const struct kvarn_prefetch_args *args, struct kvarn_prefetch_result *ret) KVARN_MUST_CHECK;
+KVARN_API int kvarn_client_list_jobs(
+    struct kvarn_client *client, struct kvarn_list_jobs_result *ret) KVARN_MUST_CHECK;
 /* One part: repeated with next_name and next_block while the result has more. */
 KVARN_API int kvarn_client_verify(struct kvarn_client *client, const struct kvarn_verify_args *args,
     struct kvarn_verify_result *ret) KVARN_MUST_CHECK;

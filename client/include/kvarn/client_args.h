@@ -408,7 +408,7 @@ struct kvarn_drop_session_args {
 /* As it was: kvarn_touch_args. */
 #define KVARN_TOUCH_KEEP UINT64_MAX
 
-/* By session or by name: exactly one is not NULL. Here and in the two below. */
+/* By session or by name: exactly one is not NULL. Here and in the three below. */
 struct kvarn_touch_args {
     const struct kvarn_session *session; /* borrowed */
     const char *name;                    /* borrowed */
@@ -440,6 +440,41 @@ struct kvarn_evict_result {
     uint32_t blocks; /* that went */
     uint64_t freed_bytes;
     uint64_t missing_first, missing_last; /* tokens that are missing now */
+};
+
+/* Bring blocks back from the cold tier before they are asked for. */
+struct kvarn_prefetch_args {
+    const struct kvarn_session *session; /* borrowed */
+    const char *name;                    /* borrowed */
+    uint32_t last_blocks;                /* only so many at the end; 0: all */
+};
+struct kvarn_prefetch_result {
+    bool has_job;    /* false: there is nothing to load */
+    uint64_t job_id; /* of kvarn_job */
+    uint32_t blocks; /* to be loaded */
+    uint64_t bytes;  /* of their pages */
+};
+
+/* Numbers as on the wire. */
+enum kvarn_job_state {
+    KVARN_JOB_RUNNING = 0,
+    KVARN_JOB_DONE = 1,
+    KVARN_JOB_FAILED = 2,
+    KVARN_JOB_CANCELLED = 3,
+};
+struct kvarn_job {
+    uint64_t id;
+    const char *session; /* its name; "" without */
+    enum kvarn_job_state state;
+    uint32_t blocks, blocks_done;
+    uint64_t bytes, bytes_done;
+    uint64_t age_ms; /* since it began */
+    uint64_t run_ms; /* of that it ran */
+    int err;         /* FAILED: KVARN_ENOSPC, no memory for a block; KVARN_EMISS, one is lost */
+};
+struct kvarn_list_jobs_result {
+    const struct kvarn_job *jobs; /* those that run, then those that ended, the newest first */
+    size_t job_count;
 };
 
 /*

@@ -20,7 +20,8 @@ TYPES = {
     "append_tiles": 6, "read_blocks": 7, "attend": 8, "append_attend": 9, "truncate": 10,
     "close_session": 11, "drop_session": 12, "list_sessions": 13, "inspect_session": 14,
     "stats": 15, "cancel": 16, "fork": 17, "reorder": 18, "match_prefix": 19,
-    "touch": 20, "pin": 21, "evict": 22, "verify": 25, "read_metric": 26,
+    "touch": 20, "pin": 21, "evict": 22, "prefetch": 23, "list_jobs": 24, "verify": 25,
+    "read_metric": 26,
 }
 M64 = (1 << 64) - 1
 
@@ -283,6 +284,24 @@ def good_session():
     yield "evict_reply", "evict", REPLY, 44, [
         status(), number(2, "blocks", 2), number(3, "freed_bytes", 40000),
         number(4, "missing_first", 128), number(5, "missing_last", 256)], b""
+    yield "prefetch", "prefetch", 0, 48, [
+        text(2, "name", "chat/c"), number(3, "last_blocks", 2)], b""
+    yield "prefetch_reply", "prefetch", REPLY, 48, [
+        status(), number(2, "job_id", 5), number(3, "blocks", 2), number(4, "bytes", 40000)], b""
+    yield "prefetch_reply_nothing", "prefetch", REPLY, 49, [
+        status(), number(3, "blocks", 0), number(4, "bytes", 0)], b""
+    yield "list_jobs", "list_jobs", 0, 50, [], b""
+    yield "list_jobs_reply", "list_jobs", REPLY, 50, [
+        status(),
+        message(2, "jobs", number(1, "job_id", 5), text(2, "session", "chat/c"),
+                enum(3, "state", 0, "JOB_RUNNING"), number(4, "blocks_done", 1),
+                number(5, "blocks", 2), number(6, "bytes_done", 20000), number(7, "bytes", 40000),
+                number(8, "age_ms", 3)),
+        message(2, "jobs", number(1, "job_id", 4), text(2, "session", ""),
+                enum(3, "state", 2, "JOB_FAILED"), number(4, "blocks_done", 7),
+                number(5, "blocks", 9), number(6, "bytes_done", 70000), number(7, "bytes", 90000),
+                number(8, "age_ms", 60000), number(9, "run_ms", 250),
+                number(10, "error", 12))], b""
     yield "verify", "verify", 0, 45, [
         text(3, "name_first", "chat/ä"), number(4, "block_first", 7), number(5, "blocks", 512)], b""
     yield "verify_one", "verify", 0, 46, [
@@ -451,6 +470,11 @@ def bad():
         "a string of 4 GiB in a message of a few bytes")
     yield "group_wire_type", body("ping", tag(3, 3) + tag(3, 4)), "message PROTOCOL", (
         "a group, which protobuf gave up")
+    yield "job_without_state", frame("list_jobs", REPLY, 47, [
+        status(), message(2, "jobs", number(1, "job_id", 5), text(2, "session", "chat/c"))]), (
+        "message PROTOCOL"), "a job that does not say its state"
+    yield "prefetch_name_cut", body("prefetch", b"\x12\x09chat"), "message PROTOCOL", (
+        "a name of nine bytes of which four came")
     yield "packed_odd", frame(
         "append_tiles", REPLY, 25, [status(), Field(block(3, b"\x80"), [])]), (
         "message PROTOCOL"), "a packed list that ends inside a number"

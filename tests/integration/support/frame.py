@@ -38,13 +38,14 @@ pb = _load_messages()
 CALLS = ["Hello", "Ping", "RegisterShape", "OpenSession", "Append", "AppendTiles", "ReadBlocks",
          "Attend", "AppendAttend", "Truncate", "CloseSession", "DropSession", "ListSessions",
          "InspectSession", "Stats", "Cancel", "Fork", "Reorder", "MatchPrefix",
-         "Touch", "Pin", "Evict", "Verify", "ReadMetric"]
+         "Touch", "Pin", "Evict", "Prefetch", "ListJobs", "Verify", "ReadMetric"]
 TYPES = {name: number for number, name in enumerate(CALLS, 1)} | {
-    "Touch": 20, "Pin": 21, "Evict": 22, "Verify": 25, "ReadMetric": 26}
+    "Touch": 20, "Pin": 21, "Evict": 22, "Prefetch": 23, "ListJobs": 24, "Verify": 25,
+    "ReadMetric": 26}
 LABELS = ["hello", "ping", "register_shape", "open_session", "append", "append_tiles",
           "read_blocks", "attend", "append_attend", "truncate", "close_session", "drop_session",
           "list_sessions", "inspect_session", "stats", "cancel", "fork", "reorder", "match_prefix",
-          "touch", "pin", "evict", "verify", "read_metric"]
+          "touch", "pin", "evict", "prefetch", "list_jobs", "verify", "read_metric"]
 TYPE_ERROR = 0
 
 # Wire status codes: lib/base/err.def.

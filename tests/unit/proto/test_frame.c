@@ -197,6 +197,8 @@ static void types_keep_their_numbers_and_labels(void **state)
     assert_int_equal(KVARN_FRAME_TOUCH, 20);
     assert_int_equal(KVARN_FRAME_PIN, 21);
     assert_int_equal(KVARN_FRAME_EVICT, 22);
+    assert_int_equal(KVARN_FRAME_PREFETCH, 23);
+    assert_int_equal(KVARN_FRAME_LIST_JOBS, 24);
     assert_int_equal(KVARN_FRAME_VERIFY, 25);
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_APPEND_ATTEND), "append_attend");
     assert_string_equal(kvarn_frame_type_label(KVARN_FRAME_TYPE_ERROR), "error");

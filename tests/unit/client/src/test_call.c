@@ -92,6 +92,28 @@ static void defaults_stay_off_the_wire(void **state)
     kvarn_call_destroy(call);
 }
 
+static void prefetch_says_what_its_arguments_say(void)
+{
+    struct kvarn_prefetch_args prefetch = {.name = "n"};
+    struct kvarn_call *call = NULL;
+    Kvarnd__Prefetch *m;
+
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), 0);
+    m = unpacked(call, &kvarnd__prefetch__descriptor);
+    assert_false(m->has_handle || m->has_last_blocks); /* all of them */
+    assert_string_equal(m->name, "n");
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    kvarn_call_destroy(call);
+    prefetch = (struct kvarn_prefetch_args){.session = &session, .last_blocks = 3};
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), 0);
+    m = unpacked(call, &kvarnd__prefetch__descriptor);
+    assert_true(m->has_last_blocks && m->last_blocks == 3 && m->handle == 11 && m->name == NULL);
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    kvarn_call_destroy(call);
+    prefetch.name = "both";
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), KVARN_EINVALID);
+}
+
 static void lifetimes_say_what_their_arguments_say(void **state)
 {
     struct kvarn_touch_args touch = {
@@ -129,6 +151,7 @@ static void lifetimes_say_what_their_arguments_say(void **state)
     assert_false(e->has_blocks); /* all of them */
     protobuf_c_message_free_unpacked(&e->base, NULL);
     kvarn_call_destroy(call);
+    prefetch_says_what_its_arguments_say();
     touch.name = "both";
     assert_int_equal(kvarn_call_touch(&touch, 0, &call), KVARN_EINVALID);
 }

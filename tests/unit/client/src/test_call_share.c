@@ -173,6 +173,40 @@ static void golden_replies_are_read(void **state)
     kvarn__reply_reset(&reply);
 }
 
+static void golden_job_replies_are_read(void **state)
+{
+    struct kvarn_prefetch_result prefetch;
+    struct kvarn_list_jobs_result list;
+    struct kvarn_reply reply;
+
+    (void)state;
+    reply_read(&reply, "prefetch_reply");
+    assert_int_equal(kvarn_reply_prefetch(&reply, &prefetch), 0);
+    assert_true(prefetch.has_job && prefetch.job_id == 5);
+    assert_int_equal(prefetch.blocks, 2);
+    assert_int_equal(prefetch.bytes, 40000);
+    kvarn__reply_reset(&reply);
+    reply_read(&reply, "prefetch_reply_nothing");
+    assert_int_equal(kvarn_reply_prefetch(&reply, &prefetch), 0);
+    assert_false(prefetch.has_job);
+    assert_int_equal(kvarn_reply_list_jobs(&reply, &list), KVARN_EPROTOCOL); /* another call's */
+    kvarn__reply_reset(&reply);
+    reply_read(&reply, "list_jobs_reply");
+    assert_int_equal(kvarn_reply_list_jobs(&reply, &list), 0);
+    assert_int_equal(list.job_count, 2);
+    assert_string_equal(list.jobs[0].session, "chat/c");
+    assert_int_equal(list.jobs[0].state, KVARN_JOB_RUNNING);
+    assert_int_equal(list.jobs[0].blocks_done, 1);
+    assert_int_equal(list.jobs[0].run_ms, 3); /* all of its age */
+    assert_int_equal(list.jobs[0].err, 0);
+    assert_int_equal(list.jobs[1].state, KVARN_JOB_FAILED);
+    assert_int_equal(list.jobs[1].bytes_done, 70000);
+    assert_int_equal(list.jobs[1].age_ms, 60000);
+    assert_int_equal(list.jobs[1].run_ms, 250);
+    assert_int_equal(list.jobs[1].err, KVARN_ENOSPC);
+    kvarn__reply_reset(&reply);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +214,7 @@ int main(void)
         cmocka_unit_test(reorder_lists_its_items_one_after_the_other),
         cmocka_unit_test(match_prefix_carries_ids_or_hashes),
         cmocka_unit_test(golden_replies_are_read),
+        cmocka_unit_test(golden_job_replies_are_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
