@@ -161,6 +161,28 @@ def test_lives(daemon):
     run(body())
 
 
+def test_prefetch(start, tmp_path):
+    async def body():
+        k, v, q = rows(64 * 5)
+        async with kvarn.AsyncClient(start("--cold-dir", tmp_path / "cold").unix) as client:
+            session = await client.open("python-async-cold", small_shape(group=64))
+            await session.append_layers([(k, v), (k, v)])
+            while (await client.stats()).counters["cold_blocks_written"] < 5:
+                pass
+            await session.evict(5)
+            begun = await session.prefetch()
+            job = (await client.jobs())[0]
+            assert (job.id, job.blocks, job.session) == (begun.job, 5, "python-async-cold")
+            while (await client.jobs())[0].running:
+                pass
+            assert (await client.jobs())[0].state == "done"
+            assert await client.prefetch("python-async-cold") == kvarn.Prefetched(None, 0, 0)
+            await session.attend(q[:, -1:])
+            assert (await client.stats()).counters["cold_blocks_loaded"] == 5
+
+    run(body())
+
+
 def test_verify(daemon):
     async def body():
         k, v, _ = rows(300)

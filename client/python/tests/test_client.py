@@ -380,6 +380,50 @@ def test_lives(client):
             call(name)
 
 
+def cold(client, session, data):
+    """Store rows in both layers, wait until their blocks are on disk, and take them from memory."""
+    k, v, _ = data
+    session.append_layers([(k, v), (k, v)])
+    blocks = session.length // session.shape.group
+    while client.stats().counters["cold_blocks_written"] < blocks:
+        client.ping()
+    assert session.evict(blocks).blocks == blocks
+
+
+def test_prefetch(start, tmp_path):
+    """A session comes back from disk, waited for by polling; what else prefetch answers."""
+    with kvarn.Client(start("--cold-dir", tmp_path / "cold").unix) as client:
+        assert client.jobs() == []
+        data = rows(64 * 8 + 3)
+        session = client.open("python-cold", small_shape(group=64))
+        cold(client, session, data)
+        begun = session.prefetch(last_blocks=3)  # the open block is one of them
+        assert begun.job is not None and begun.blocks == 2 and begun.bytes > 0
+        all_of_it = client.prefetch("python-cold")
+        assert all_of_it.blocks in (6, 8) and all_of_it.job == begun.job + 1
+        while any(job.running for job in client.jobs()):
+            pass
+        last, first = client.jobs()
+        assert (first.id, first.session, first.state) == (begun.job, "python-cold", "done")
+        assert (last.blocks_done, last.bytes_done, last.error) == (last.blocks, last.bytes, None)
+        assert last.age >= last.ran >= 0
+        loaded = client.stats().counters["cold_blocks_loaded"]
+        session.attend(data[2][:, -1:])
+        assert client.stats().counters["cold_blocks_loaded"] == loaded == 8
+        assert client.prefetch("python-cold") == kvarn.Prefetched(None, 0, 0)
+        with pytest.raises(kvarn.Invalid):
+            session.prefetch(last_blocks=0)
+        with pytest.raises(kvarn.NotFound):
+            client.prefetch("nobody")
+
+
+def test_prefetch_without_a_cold_tier(client):
+    with client.open(shape=small_shape()) as session:
+        with pytest.raises(kvarn.Unsupported, match="cold-dir"):
+            session.prefetch()
+    assert client.jobs() == []
+
+
 def test_verify(client):
     """What memory holds is compared; a session without a name by itself."""
     name = f"python-verify-{client._core.address.is_tcp}"

@@ -17,9 +17,10 @@ from kvarn.errors import (AddressError, Cancelled, Conflict, ConnectionLost, Cor
                           ShuttingDown, StaleEpoch, TooLarge, Unauthenticated, Unsupported,
                           WireError)
 from kvarn.types import (AppendAttendItem, AppendResult, AttendItem, AttendOptions, AttendResult,
-                         Evicted, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned,
-                         PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult, Verification, VerifyFinding)
+                         Evicted, Job, LayerGroup, LayerMetric, Lifetime, OpStats, Options, Pinned,
+                         Prefetched, PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails,
+                         SessionSummary, Shape, StoredRuns, TruncateResult, Verification,
+                         VerifyFinding)
 
 __version__ = "0.1.0"
 
@@ -27,9 +28,10 @@ __all__ = [
     "AddressError", "AppendAttendItem", "AppendResult", "AsyncClient", "AsyncSession", "AttendItem",
     "AttendOptions", "AttendResult", "Cancelled", "Client", "Conflict", "ConnectionLost", "Corrupt",
     "DeadlineExceeded", "Domain", "Error", "Evicted", "Forbidden", "Internal", "Invalid",
-    "LayerGroup", "LayerMetric", "Lifetime", "Miss", "NoMemory", "NoSpace", "NotFound", "OpStats",
-    "Options", "Pending", "Pinned", "PrefixMatch", "Protocol", "RetryLater", "Run", "ServerError",
-    "ServerIO", "ServerInfo", "ServerStats", "Session", "SessionDetails", "SessionSummary", "Shape",
-    "ShuttingDown", "StaleEpoch", "StoredRuns", "TooLarge", "TruncateResult", "Unauthenticated",
-    "Unsupported", "Verification", "VerifyFinding", "WireError", "codec",
+    "Job", "LayerGroup", "LayerMetric", "Lifetime", "Miss", "NoMemory", "NoSpace", "NotFound",
+    "OpStats", "Options", "Pending", "Pinned", "Prefetched", "PrefixMatch", "Protocol",
+    "RetryLater", "Run", "ServerError", "ServerIO", "ServerInfo", "ServerStats", "Session",
+    "SessionDetails", "SessionSummary", "Shape", "ShuttingDown", "StaleEpoch", "StoredRuns",
+    "TooLarge", "TruncateResult", "Unauthenticated", "Unsupported", "Verification",
+    "VerifyFinding", "WireError", "codec",
 ]

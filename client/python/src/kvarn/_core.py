@@ -19,9 +19,9 @@ from kvarn._messages import TYPES, message
 from kvarn.errors import (Conflict, ConnectionLost, NotFound, RetryLater, StaleEpoch,
                           WireError, from_status)
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult)
+                         AttendResult, Evicted, Job, LayerMetric, Lifetime, NDArray, Options,
+                         Pinned, Prefetched, PrefixMatch, ServerInfo, ServerStats, SessionDetails,
+                         SessionSummary, Shape, StoredRuns, TruncateResult)
 
 ATTEMPTS_MAX = 3
 RETRY_PAUSE_SECONDS = 0.02
@@ -325,6 +325,17 @@ class ClientCore:
         reply = await self._of("Evict", target, {} if blocks is None else {"blocks": blocks}, False,
                                deadline)
         return Evicted(reply.blocks, reply.freed_bytes, (reply.missing_first, reply.missing_last))
+
+    async def prefetch(self, target: str | SessionCore, last_blocks: int | None,
+                       deadline: float | None) -> Prefetched:
+        fields = {} if last_blocks is None else {"last_blocks": last_blocks}
+        reply = await self._of("Prefetch", target, fields, True, deadline)
+        return Prefetched(reply.job_id if reply.HasField("job_id") else None, reply.blocks,
+                          reply.bytes)
+
+    async def jobs(self, deadline: float | None) -> list[Job]:
+        reply = await self.call("ListJobs", message["ListJobs"], deadline=deadline)
+        return [_parse.job(j) for j in reply.message.jobs]
 
     # ---- batches ----
 

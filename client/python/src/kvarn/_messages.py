@@ -12,7 +12,8 @@ CALLS = {1: "Hello", 2: "Ping", 3: "RegisterShape", 4: "OpenSession", 5: "Append
          6: "AppendTiles", 7: "ReadBlocks", 8: "Attend", 9: "AppendAttend", 10: "Truncate",
          11: "CloseSession", 12: "DropSession", 13: "ListSessions", 14: "InspectSession",
          15: "Stats", 16: "Cancel", 17: "Fork", 18: "Reorder", 19: "MatchPrefix",
-         20: "Touch", 21: "Pin", 22: "Evict", 25: "Verify", 26: "ReadMetric"}
+         20: "Touch", 21: "Pin", 22: "Evict", 23: "Prefetch", 24: "ListJobs",
+         25: "Verify", 26: "ReadMetric"}
 TYPES = {name: number for number, name in CALLS.items()}
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from kvarn import _arrays
 from kvarn._messages import ENUMS, message
 from kvarn.codec import TileSpec
-from kvarn.errors import WireError, from_status
-from kvarn.types import (AttendOptions, AttendResult, LayerGroup, LayerMetric, OpStats,
+from kvarn.errors import CODES, Internal, WireError, from_status
+from kvarn.types import (AttendOptions, AttendResult, Job, LayerGroup, LayerMetric, OpStats,
                          PrefixMatch, Run, ServerInfo, ServerStats, SessionDetails, SessionSummary,
                          Shape, StoredRuns)
 
@@ -22,6 +22,7 @@ LAYOUTS = {"head": "HEAD_MAJOR", "token": "TOKEN_MAJOR"}
 MODES = {"either": "EITHER", "create": "CREATE", "existing": "EXISTING"}
 WHATS = {"kv": "K_AND_V", "k": "K_ONLY", "v": "V_ONLY"}
 FORMS = ("records", "rows_stored", "rows")
+JOB_STATES = ("running", "done", "failed", "cancelled")
 
 
 def enum(kind: str, names: dict[str, str], value: str, what: str) -> int:
@@ -126,6 +127,14 @@ def metric(reply: Any, payload: memoryview) -> list[LayerMetric]:
             sums = reader.take((heads, k_dim, k_dim), _arrays.DTYPES["f32"])
             found.append(LayerMetric(layer, counts, sums, version))
     return found
+
+
+def job(wire: Any) -> Job:
+    age = wire.age_ms / 1000
+    return Job(wire.job_id, wire.session, JOB_STATES[wire.state], wire.blocks, wire.blocks_done,
+               wire.bytes, wire.bytes_done, age,
+               wire.run_ms / 1000 if wire.HasField("run_ms") else age,
+               CODES.get(wire.error, Internal).name if wire.error else None)
 
 
 def stats(reply: Any) -> ServerStats:

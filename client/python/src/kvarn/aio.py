@@ -18,9 +18,9 @@ from kvarn._verify import Progress
 from kvarn._verify import verify as _verify
 from kvarn.client import _copies, _first, _one, _pairs
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult, Verification)
+                         AttendResult, Evicted, Job, LayerMetric, Lifetime, NDArray, Options,
+                         Pinned, Prefetched, PrefixMatch, ServerInfo, ServerStats, SessionDetails,
+                         SessionSummary, Shape, StoredRuns, TruncateResult, Verification)
 
 
 async def _connect(address: Address, timeout: float) -> Link:
@@ -152,6 +152,15 @@ class AsyncClient:
         """As Client.evict: take blocks of a named session out of memory."""
         return await self._core.evict(name, blocks, deadline)
 
+    async def prefetch(self, name: str, last_blocks: int | None = None, *,
+                       deadline: float | None = None) -> Prefetched:
+        """As Client.prefetch: bring a named session back from the cold tier before it is read."""
+        return await self._core.prefetch(name, last_blocks, deadline)
+
+    async def jobs(self, *, deadline: float | None = None) -> list[Job]:
+        """As Client.jobs: prefetches that run, then those that ended lately, the newest first."""
+        return await self._core.jobs(deadline)
+
     async def verify(self, name: str | None = None, *, progress: Progress | None = None,
                      deadline: float | None = None) -> Verification:
         """As Client.verify: compare what the daemon holds with its checksums."""
@@ -265,6 +274,11 @@ class AsyncSession(SessionCore):
                     deadline: float | None = None) -> Evicted:
         """As Client.evict, of this session."""
         return await self._core.evict(self, blocks, deadline)
+
+    async def prefetch(self, last_blocks: int | None = None, *,
+                       deadline: float | None = None) -> Prefetched:
+        """As Client.prefetch, of this session."""
+        return await self._core.prefetch(self, last_blocks, deadline)
 
     async def inspect(self, *, deadline: float | None = None) -> SessionDetails:
         """As Session.inspect: shape, lengths, pages and bytes."""

@@ -12,9 +12,9 @@ from kvarn._parse import creation as creation_fields
 from kvarn._verify import Progress
 from kvarn._verify import verify as _verify
 from kvarn.types import (AppendAttendItem, AppendResult, Array, AttendItem, AttendOptions,
-                         AttendResult, Evicted, LayerMetric, Lifetime, NDArray, Options, Pinned,
-                         PrefixMatch, ServerInfo, ServerStats, SessionDetails, SessionSummary,
-                         Shape, StoredRuns, TruncateResult, Verification)
+                         AttendResult, Evicted, Job, LayerMetric, Lifetime, NDArray, Options,
+                         Pinned, Prefetched, PrefixMatch, ServerInfo, ServerStats, SessionDetails,
+                         SessionSummary, Shape, StoredRuns, TruncateResult, Verification)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -248,6 +248,21 @@ class Client:
         to where it begins makes the session whole."""
         return self._run(self._core.evict(name, blocks, deadline))
 
+    def prefetch(self, name: str, last_blocks: int | None = None, *,
+                 deadline: float | None = None) -> Prefetched:
+        """Bring a named session back from the cold tier before it is read; last_blocks: only so
+        many blocks at its end, None is all.
+
+        Returns when the job has begun; jobs() tells how it goes. Calls that need a block on its way
+        wait for it. Raises Unsupported where the daemon has no cold tier, RetryLater while as many
+        jobs run as there may be.
+        """
+        return self._run(self._core.prefetch(name, last_blocks, deadline))
+
+    def jobs(self, *, deadline: float | None = None) -> list[Job]:
+        """Prefetches that run, then those that ended lately, the newest first."""
+        return self._run(self._core.jobs(deadline))
+
     def verify(self, name: str | None = None, *, progress: Progress | None = None,
                deadline: float | None = None) -> Verification:
         """Compare what the daemon holds, in memory and on disk, with its checksums.
@@ -381,6 +396,11 @@ class Session(SessionCore):
     def evict(self, blocks: int | None = None, *, deadline: float | None = None) -> Evicted:
         """As Client.evict, of this session."""
         return self._client._run(self._core.evict(self, blocks, deadline))
+
+    def prefetch(self, last_blocks: int | None = None, *,
+                 deadline: float | None = None) -> Prefetched:
+        """As Client.prefetch, of this session."""
+        return self._client._run(self._core.prefetch(self, last_blocks, deadline))
 
     def inspect(self, *, deadline: float | None = None) -> SessionDetails:
         """Shape, lengths, pages and bytes."""

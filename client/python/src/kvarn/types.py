@@ -269,6 +269,40 @@ class Evicted:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefetched:
+    """Of prefetch: blocks that are to be loaded, bytes of their pages, and the job that does it:
+    None where there is nothing to load."""
+    job: int | None
+    blocks: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A prefetch that runs or has ended. session: its name, "" without.
+
+    state: "running", "done", "failed" or "cancelled". age: seconds since it began; ran: of these,
+    how long it ran. error: of a failed one, the name of a code: "NO_SPACE", there was no memory for
+    a block; "MISS", one could not be read back.
+    """
+    id: int
+    session: str
+    state: str
+    blocks: int
+    blocks_done: int
+    bytes: int
+    bytes_done: int
+    age: float
+    ran: float
+    error: str | None = None
+
+    @property
+    def running(self) -> bool:
+        """It has not ended."""
+        return self.state == "running"
+
+
+@dataclasses.dataclass(frozen=True)
 class VerifyFinding:
     """Something wrong, or not read. session: None without a name. part: "block", or a record of the
     session itself: "session", "map", "tail". layer: first of the wrong pages in memory.
