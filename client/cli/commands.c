@@ -88,6 +88,12 @@ static const struct option_row evict_rows[] = {
         false},
 };
 
+static const struct option_row prefetch_rows[] = {
+    {"last-blocks", OPTION_UINT, "N", NULL, "only so many blocks at the end; default: all", 0,
+        false},
+    {"wait", OPTION_FLAG, NULL, NULL, "stay until it has ended, and show how far it is", 0, false},
+};
+
 static const struct option_row verify_rows[] = {
     {"session", OPTION_TEXT, "NAME", NULL, "only this one; default: all that have a name", 0,
         false},
@@ -181,6 +187,10 @@ const struct ctl_command ctl_commands[] = {
     {"unpin", "SESSION", "End a pin", NULL, 0, 1, false, cmd_unpin},
     {"evict", "SESSION", "Take blocks of a session out of memory", evict_rows, COUNT(evict_rows), 1,
         false, cmd_evict},
+    {"prefetch", "SESSION", "Bring a session back from the cold tier", prefetch_rows,
+        COUNT(prefetch_rows), 1, false, cmd_prefetch},
+    {"jobs", NULL, "List prefetches that run, and those that ended lately", NULL, 0, 0, false,
+        cmd_jobs},
     {"verify", NULL, "Compare what is held, in memory and on disk, with its checksums", verify_rows,
         COUNT(verify_rows), 0, false, cmd_verify},
     {"drop", "SESSION", "Drop a session", NULL, 0, 1, false, cmd_drop},

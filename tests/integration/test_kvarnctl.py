@@ -41,8 +41,9 @@ def test_usage_is_2_and_goes_to_stderr():
         assert done.stdout == "" and done.stderr != ""
     assert "Usage" in ctl("--help").stdout
     for command in ("ping", "stats", "sessions", "inspect", "append", "read", "attend",
-                    "truncate", "fork", "touch", "pin", "unpin", "evict", "drop", "top", "size",
-                    "shape export", "shape import", "tile encode", "tile decode", "tile inspect"):
+                    "truncate", "fork", "touch", "pin", "unpin", "evict", "prefetch", "jobs",
+                    "drop", "top", "size", "shape export", "shape import", "tile encode",
+                    "tile decode", "tile inspect"):
         assert command in ctl(*command.split(), "--help").stdout
 
 
@@ -167,6 +168,40 @@ def test_session_from_append_to_drop(server, tmp_path):
     assert stats["counters"]["sessions_open"] == 0
     assert "CALL" in ctl("top", "--once", server=server).stdout
     assert run("ping")["round_trip_us"] > 0
+
+
+def test_prefetch_and_jobs(start, tmp_path):
+    """From disk back into memory, waited for, and how it went."""
+    server = start("--cold-dir", tmp_path / "cold").address
+    rng = np.random.default_rng(3)
+    for name in "kv":
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((2, 1280, 64)).astype(np.float16))
+    files = ["--k", tmp_path / "k.npy", "--v", tmp_path / "v.npy"]
+
+    def run(*args, **kw):
+        return ctl_json(*args, server=server, **kw)
+
+    run("append", "s", *files, "--layer", 0, "--model", "m", "--layers", 1, "--preset", "k2v2")
+    while run("stats")["counters"]["cold_blocks_written"] < 10:
+        pass
+    assert run("jobs") == {"jobs": []}
+    assert run("prefetch", "s") == {"session": "s", "blocks": 0, "bytes": 0}
+    assert "nothing to load" in ctl("prefetch", "s", server=server).stdout
+    run("evict", "s", "--blocks", 10)
+    got = run("prefetch", "s", "--wait", "--last-blocks", 4)
+    assert (got["state"], got["session"]) == ("done", "s")
+    assert got["blocks"] == got["blocks_done"] == 4 and got["bytes"] == got["bytes_done"] > 0
+    said = ctl("prefetch", "s", "--wait", server=server).stdout
+    assert said.startswith("s: done, 6 of 6 blocks")
+    assert run("inspect", "s")["missing_tokens"] == 0
+    assert [job["job"] for job in run("jobs")["jobs"]] == [got["job"] + 1, got["job"]]
+    lines = ctl("jobs", server=server).stdout.splitlines()
+    assert lines[0].split()[:3] == ["JOB", "SESSION", "STATE"]
+    assert lines[1].split()[1:3] == ["s", "done"] and len(lines) == 3
+    run("evict", "s", "--blocks", 1)
+    assert run("prefetch", "s")["blocks"] == 1
+    assert run("prefetch", "nobody", code=1)["error"]["name"] == "NOT_FOUND"
+    assert "last-blocks" in ctl("prefetch", "s", "--last-blocks", 0, server=server, code=2).stderr
 
 
 def test_exact_forms_that_scripts_rely_on(server, tmp_path):
