@@ -82,27 +82,27 @@ int kvd_append_unit_place(
     if (err != 0) {
         return err;
     }
-    const struct kvd_block_layer *bl =
-        &kvd_session_block(session, unit->block_idx)->layers[unit->layer];
     if (unit->is_records) {
-        KVARN_ASSERT(bl->tiles != NULL && bl->tiles->refs == 1);
-        unit->dst = bl->tiles->data;
+        const struct kvd_page *tiles = kvd_session_tiles(session, unit->block_idx, unit->layer);
+        KVARN_ASSERT(tiles != NULL && tiles->refs == 1);
+        unit->dst = kvd_page_data(tiles);
         return 0;
     }
-    bool had_rows = bl->rows != NULL;
+    bool had_rows = kvd_session_rows(session, unit->block_idx, unit->layer) != NULL;
     err = kvd_session_rows_for_write(
         session, unit->layer, unit->block_idx, unit->row_first, &unit->copied, why);
     if (err != 0) {
         return err;
     }
-    KVARN_ASSERT(bl->rows != NULL);
+    struct kvd_page *rows = kvd_session_rows(session, unit->block_idx, unit->layer);
+    KVARN_ASSERT(rows != NULL);
     unit->is_taken = !had_rows;
-    uint16_t end = (uint16_t)(unit->row_first + unit->row_count);
-    if (bl->rows->filled_tokens < end) {
-        bl->rows->filled_tokens = end;
+    uint32_t end = unit->row_first + unit->row_count;
+    if (kvd_page_filled(rows) < end) {
+        kvd_page_set_filled(rows, end);
     }
-    unit->dst = bl->rows->data;
-    unit->copy_src = unit->copied == NULL ? NULL : unit->copied->data;
+    unit->dst = kvd_page_data(rows);
+    unit->copy_src = unit->copied == NULL ? NULL : kvd_page_data(unit->copied);
     return 0;
 }
 
@@ -210,10 +210,10 @@ void kvd_append_unit_run(struct kvd_append_unit *unit, struct kvd_append_fault *
 void kvd_append_unit_commit(const struct kvd_append_unit *unit, struct kvd_session *session)
 {
     if (unit->is_records) {
-        struct kvd_page *tiles =
-            kvd_session_block(session, unit->block_idx)->layers[unit->layer].tiles;
-        tiles->checksum = unit->checksum;
-        tiles->encoder = KVARN_ENCODER_DEFAULT; /* the worker's choice, not known here */
+        struct kvd_page *tiles = kvd_session_tiles(session, unit->block_idx, unit->layer);
+        kvd_page_set_checksum(tiles, unit->checksum);
+        /* The worker's choice, not known here. */
+        kvd_page_set_encoder(tiles, KVARN_ENCODER_DEFAULT);
     }
 }
 

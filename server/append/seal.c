@@ -57,8 +57,8 @@ static void seal_run(struct kvd_job *job, void *scratch)
     KVARN_ASSERT((k_count + v_count) * sizeof(float) + kvarn_encode_scratch_bytes(spec) <=
                  KVD_WORKER_SCRATCH_BYTES);
     for (unsigned head = 0; head < ls->kv_heads; head++) {
-        const uint8_t *rows = seal->rows->data;
-        uint8_t *tile = (uint8_t *)seal->tiles->data + head * ls->tile_bytes;
+        const uint8_t *rows = kvd_page_data(seal->rows);
+        uint8_t *tile = (uint8_t *)kvd_page_data(seal->tiles) + head * ls->tile_bytes;
         kvarn_to_f32(k, rows + kvd_rows_k_offset(ls, head), KVARN_F16, k_count);
         kvarn_to_f32(v, rows + kvd_rows_v_offset(ls, head), KVARN_F16, v_count);
         enum kvarn_encoder used = head_encode(seal, head, k, v, tile, work);
@@ -66,7 +66,7 @@ static void seal_run(struct kvd_job *job, void *scratch)
             seal->encoder_used = used;
         }
     }
-    seal->checksum = XXH3_64bits(seal->tiles->data, ls->tile_page_bytes);
+    seal->checksum = XXH3_64bits(kvd_page_data(seal->tiles), ls->tile_page_bytes);
 }
 
 /* What Stats says of the page: who sealed it, and whether that is whom the session asked for. */
@@ -97,10 +97,10 @@ static void seal_done(struct kvd_job *job)
     struct kvd_service *service = session->service;
     struct kvd_layer *ly = &session->layers[seal->layer];
 
-    seal->tiles->checksum = seal->checksum;
-    seal->tiles->encoder = (uint8_t)seal->encoder_used;
-    seal->tiles->metric_version =
-        seal->encoder_used == KVARN_ENCODER_AWARE ? seal->metric->version : 0;
+    kvd_page_set_checksum(seal->tiles, seal->checksum);
+    kvd_page_set_encoder(seal->tiles, seal->encoder_used);
+    kvd_page_set_version(
+        seal->tiles, seal->encoder_used == KVARN_ENCODER_AWARE ? seal->metric->version : 0);
     session->pages_by_encoder[seal->encoder_used]++;
     seal_count(seal);
     kvd_session_drop_rows(session, seal->layer, seal->block_idx);
@@ -148,20 +148,23 @@ static void seal_factors_ready_cb(struct kvd_metric_wait *wait)
 static void seal_start(struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     struct kvd_seal *seal, struct kvd_metric_sum *metric)
 {
-    const struct kvd_block_layer *bl = &kvd_session_block(session, block_idx)->layers[layer];
+    struct kvd_page *rows = kvd_session_rows(session, block_idx, layer);
+    struct kvd_page *tiles = kvd_session_tiles(session, block_idx, layer);
 
-    KVARN_ASSERT(bl->rows->filled_tokens == session->shape->group);
-    KVARN_ASSERT(bl->tiles->refs == 1); /* nobody reads what is about to be written */
+    KVARN_ASSERT(kvd_page_filled(rows) == session->shape->group);
+    KVARN_ASSERT(tiles->refs == 1); /* nobody reads what is about to be written */
     *seal = (struct kvd_seal){.session = kvd_session_ref(session),
-        .rows = kvd_page_ref(bl->rows),
-        .tiles = kvd_page_ref(bl->tiles),
+        .rows = kvd_page_ref(rows),
+        .tiles = kvd_page_ref(tiles),
         .layer = layer,
         .block_idx = block_idx,
         .encoder = block_encoder(session, block_idx)};
     seal->job.run = seal_run;
     seal->job.done = seal_done;
     session->layers[layer].pending++;
-    if (metric != NULL && seal->encoder == KVARN_ENCODER_AWARE) {
+    /* Without room for its version the page is sealed as if there was no metric yet. */
+    if (metric != NULL && seal->encoder == KVARN_ENCODER_AWARE &&
+        kvd_page_want_version(&session->service->pages, tiles) == 0) {
         seal->metric = kvd_metric_sum_ref(metric);
         seal->wait.ready_cb = seal_factors_ready_cb;
         if (!kvd_metric_factors_ready(metric, &seal->wait)) {
@@ -227,7 +230,7 @@ void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_
     kvd_session_drop_window(session, layer);
     for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
         uint32_t b = ly->sealed_blocks;
-        if (b < first || kvd_session_block(session, b)->layers[layer].rows == NULL) {
+        if (b < first || kvd_session_rows(session, b, layer) == NULL) {
             continue;
         }
         struct kvd_seal *seal = SLIST_FIRST(seals);

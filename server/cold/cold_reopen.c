@@ -176,7 +176,9 @@ static int block_add(struct reopening *reopening, struct kvd_session *session,
         return KVARN_ENOMEM;
     }
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        block->layers_kept -= block_idx < session->layers[i].dropped_blocks ? 1 : 0;
+        if (block_idx < session->layers[i].dropped_blocks) {
+            block->layers_kept--;
+        }
     }
     block->cold = id == NULL ? NULL : copy_of(reopening, *id);
     bool is_there = block->cold != NULL || (id == NULL && has_tail);

@@ -152,6 +152,7 @@ static void load_fail(struct load *load, int err)
             load->block_idx, load->info.head_bytes, load->info.body_bytes, kvarn_err_label(err));
     }
     if (load->block != NULL && load->block->state == KVD_BLOCK_LOADING) {
+        kvd_block_trim(cold->service, load->block);
         load->block->state = KVD_BLOCK_COLD;
         if (!is_memory) {
             kvd_cold_block_lost(load->block);
@@ -183,6 +184,14 @@ static int page_take(
     return err;
 }
 
+/* Room for pages of both kinds: putting them in place cannot fail. */
+static int block_make_room(const struct load *load, struct kvd_block *block)
+{
+    int err = kvd_block_want_rows(load->cold->service, block);
+
+    return err != 0 ? err : kvd_block_want_tiles(load->cold->service, block);
+}
+
 static int pages_alloc(struct load *load, uint32_t count)
 {
     load->pages = calloc(count > 0 ? count : 1, sizeof(struct kvd_page *));
@@ -196,7 +205,7 @@ static int page_add(struct load *load, size_t bytes, enum kvd_page_class page_cl
     int err = page_take(load, bytes, page_class, &page);
 
     if (err == 0) {
-        load->vecs[load->page_count] = (struct iovec){page->data, bytes};
+        load->vecs[load->page_count] = (struct iovec){kvd_page_data(page), bytes};
         load->pages[load->page_count++] = page;
     }
     return err;
@@ -245,15 +254,15 @@ static void block_install(struct load *load)
         if (!is_kept) {
             kvd_page_unref(&load->cold->service->pages, page);
         } else if (from->kind == KVD_COLD_PAGE_TILES) {
-            page->checksum = from->checksum;
-            page->encoder = from->encoder;
-            block->layers[i].tiles = page;
+            kvd_page_set_checksum(page, from->checksum);
+            kvd_page_set_encoder(page, (enum kvarn_encoder)from->encoder);
+            kvd_block_set_tiles(block, i, page);
         } else {
-            page->filled_tokens = (uint16_t)load->session->shape->group;
-            block->layers[i].rows = page;
-            block->rows_count++;
+            kvd_page_set_filled(page, load->session->shape->group);
+            kvd_block_set_rows(block, i, page);
         }
     }
+    kvd_block_trim(load->cold->service, block);
     block->state = KVD_BLOCK_RESIDENT;
 }
 
@@ -293,6 +302,7 @@ static int block_head_read(struct load *load)
         head->block_idx != load->block_idx || head->layer_count != shape->layer_count) {
         return KVARN_ECORRUPT; /* SEMANTICS.md 14: shape, layer and block must match */
     }
+    err = block_make_room(load, load->block);
     for (uint32_t i = 0; i < head->layer_count && err == 0; i++) {
         const struct kvd_layer_shape *ls = &shape->layers[i];
         if (head->layers[i].kind == KVD_COLD_PAGE_TILES) {
@@ -375,14 +385,13 @@ static void tail_page_install(struct load *load, uint32_t page_idx)
     }
     struct kvd_page *page = kvd_page_ref(load->pages[page_idx]);
     if (from->filled_tokens == 0) {
-        page->checksum = from->checksum;
-        page->encoder = (uint8_t)from->encoder;
-        block->layers[from->layer].tiles = page;
+        kvd_page_set_checksum(page, from->checksum);
+        kvd_page_set_encoder(page, (enum kvarn_encoder)from->encoder);
+        kvd_block_set_tiles(block, from->layer, page);
         return;
     }
-    page->filled_tokens = (uint16_t)from->filled_tokens;
-    block->layers[from->layer].rows = page;
-    block->rows_count++;
+    kvd_page_set_filled(page, from->filled_tokens);
+    kvd_block_set_rows(block, from->layer, page);
     if (from->block_idx >= kvd_session_sink_blocks(session)) {
         session->layers[from->layer].tail_pages++;
     }
@@ -407,19 +416,20 @@ static int tail_reserve(struct load *load, uint32_t block_idx, struct kvd_block 
 {
     const struct kvd_session *session = load->session;
 
-    for (uint32_t i = 0; i < block->layer_count; i++) {
-        struct kvd_block_layer *bl = &block->layers[i];
-        if (block_idx < kvd_session_sink_blocks(session) || bl->tiles != NULL ||
+    int err = block_make_room(load, block);
+
+    for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
+        struct kvd_page *page = NULL;
+        if (block_idx < kvd_session_sink_blocks(session) || block->tiles[i] != 0 ||
             has_tiles(load, block_idx, i)) {
             continue;
         }
-        int err =
-            page_take(load, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
-        if (err != 0) {
-            return err;
+        err = page_take(load, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &page);
+        if (err == 0) {
+            kvd_block_set_tiles(block, i, page);
         }
     }
-    return 0;
+    return err;
 }
 
 static void tail_install(struct load *load)
@@ -432,6 +442,7 @@ static void tail_install(struct load *load)
     for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
         struct kvd_block *block = kvd_block_table_at(&session->table, b);
         if (is_of_tail(block)) {
+            kvd_block_trim(session->service, block);
             block->state = KVD_BLOCK_RESIDENT;
         }
     }

@@ -201,7 +201,7 @@ static bool is_complete(const struct kvd_session *session, uint32_t block_idx)
         if (ly->length < end || (!is_sink && block_idx >= ly->sealed_blocks)) {
             return false;
         }
-        bool has_rows = block != NULL && block->layers[i].rows != NULL;
+        bool has_rows = block != NULL && block->rows != NULL && block->rows->ids[i] != 0;
         if (!is_sink && has_rows) {
             return false; /* its seal is on its way */
         }
@@ -232,7 +232,9 @@ static void page_gather(struct kvd_spill_put *spill, const struct kvd_session *s
 {
     for (uint32_t i = 0; i < block->layer_count; i++) {
         bool is_sink = spill->block_idx < kvd_session_sink_blocks(session);
-        struct kvd_page *page = is_sink ? block->layers[i].rows : block->layers[i].tiles;
+        const struct kvd_page_store *pages = &session->service->pages;
+        struct kvd_page *page =
+            is_sink ? kvd_block_rows(pages, block, i) : kvd_block_tiles(pages, block, i);
         head->layers[i] = (struct kvd_cold_page_layer){0};
         if (page == NULL) {
             continue;
@@ -240,8 +242,8 @@ static void page_gather(struct kvd_spill_put *spill, const struct kvd_session *s
         head->layers[i] =
             (struct kvd_cold_page_layer){.kind = is_sink ? KVD_COLD_PAGE_ROWS : KVD_COLD_PAGE_TILES,
                 .encoder = page->encoder,
-                .checksum = is_sink ? 0 : page->checksum};
-        spill->vecs[spill->page_count] = (struct iovec){page->data, kvd_page_bytes(page)};
+                .checksum = is_sink ? 0 : kvd_page_checksum(page)};
+        spill->vecs[spill->page_count] = (struct iovec){kvd_page_data(page), kvd_page_bytes(page)};
         spill->pages[spill->page_count++] = kvd_page_ref(page);
     }
 }
@@ -563,8 +565,9 @@ static bool tail_gather(struct kvd_spill_put *spill, const struct kvd_session *s
             uint64_t start = (uint64_t)b * session->shape->group;
             uint64_t length = session->layers[i].length;
             bool is_kept = length > start && b >= session->layers[i].dropped_blocks;
-            const struct kvd_page *rows = block->layers[i].rows;
-            const struct kvd_page *page = rows != NULL ? rows : block->layers[i].tiles;
+            const struct kvd_page_store *pages = &session->service->pages;
+            const struct kvd_page *rows = kvd_block_rows(pages, block, i);
+            const struct kvd_page *page = rows != NULL ? rows : kvd_block_tiles(pages, block, i);
             if (!is_kept) {
                 continue;
             }
@@ -577,8 +580,8 @@ static bool tail_gather(struct kvd_spill_put *spill, const struct kvd_session *s
                 .block_idx = b,
                 .filled_tokens = rows != NULL ? (uint32_t)filled : 0,
                 .encoder = rows != NULL ? 0 : page->encoder,
-                .checksum = rows != NULL ? 0 : page->checksum};
-            kvd_cold_bytes_add(&spill->body, page->data, kvd_page_bytes(page));
+                .checksum = rows != NULL ? 0 : kvd_page_checksum(page)};
+            kvd_cold_bytes_add(&spill->body, kvd_page_data(page), kvd_page_bytes(page));
         }
     }
     return !spill->body.has_failed;

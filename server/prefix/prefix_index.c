@@ -606,7 +606,7 @@ static bool block_is_settled(const struct kvd_session *session, uint32_t idx)
     if (block == NULL) {
         return true;
     }
-    if (!is_sink && block->rows_count > 0) {
+    if (!is_sink && kvd_block_rows_count(block) > 0) {
         return false;
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {

@@ -186,7 +186,7 @@ static void span_fill(const struct attend *attend, uint32_t head, uint32_t block
     const struct kvd_page *page = attend->pages[block_idx - attend->block_first];
     uint64_t first = (uint64_t)block_idx * ls->spec.group;
     uint64_t count = attend->high - first < ls->spec.group ? attend->high - first : ls->spec.group;
-    const uint8_t *data = page->data;
+    const uint8_t *data = kvd_page_data(page);
 
     *ret = (struct kvarn_attention_span){.first_token = first, .token_count = (uint32_t)count};
     if (block_idx >= attend->sink_blocks && block_idx < attend->args.sealed_blocks) {

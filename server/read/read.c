@@ -458,7 +458,7 @@ static void read_snapshot(struct kvd_read *read)
             struct kvd_read_unit *unit = &read->units[read->unit_count++];
             *unit = unit_of(read, run, b);
             unit->page = kvd_page_ref(unit->page);
-            unit->checksum = unit->page->checksum;
+            unit->checksum = kvd_page_checksum(unit->page);
             if (unit->is_spanned) {
                 unit->bufs = buf; /* the job fills them in */
                 buf += bufs;

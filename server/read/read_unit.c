@@ -80,7 +80,7 @@ static void unit_run_spans(const struct kvd_read_unit *unit)
 
     KVARN_ASSERT(map->pad <= sizeof(zeros));
     for (unsigned head = 0; head < ls->kv_heads; head++) {
-        const uint8_t *tile = (const uint8_t *)unit->page->data + head * ls->tile_bytes;
+        const uint8_t *tile = (const uint8_t *)kvd_page_data(unit->page) + head * ls->tile_bytes;
         for (unsigned i = 0; i < 4; i++) {
             *buf++ = (struct kvd_buf){tile + map->part[i].offset, map->part[i].bytes};
         }
@@ -98,7 +98,7 @@ static void unit_run_records(const struct kvd_read_unit *unit)
 
     KVARN_ASSERT(unit->row_first == 0 && unit->row_count == ls->spec.group);
     for (unsigned head = 0; head < ls->kv_heads; head++) {
-        const uint8_t *tile = (const uint8_t *)unit->page->data + head * ls->tile_bytes;
+        const uint8_t *tile = (const uint8_t *)kvd_page_data(unit->page) + head * ls->tile_bytes;
         kvarn_tile_to_record(&ls->spec, tile, dst + head * record_bytes);
     }
 }
@@ -119,7 +119,7 @@ static struct side side_of(const struct kvd_read_unit *unit, const struct kvd_re
     size_t page_offset = is_v ? kvd_rows_v_offset(ls, head) : kvd_rows_k_offset(ls, head);
     size_t values = is_v && format->has_k ? ls->kv_heads * unit->run_tokens * ls->spec.k_dim : 0;
     struct side side = {.dim = dim,
-        .rows = (const uint8_t *)unit->page->data + page_offset +
+        .rows = (const uint8_t *)kvd_page_data(unit->page) + page_offset +
                 (size_t)unit->row_first * dim * sizeof(uint16_t)};
 
     if (format->is_token_major) {
@@ -152,7 +152,7 @@ static int side_convert(const struct kvd_read_unit *unit, const struct kvd_read_
     size_t bad_row = 0;
 
     if (unit->is_tiles) {
-        const uint8_t *tile = (const uint8_t *)unit->page->data + head * ls->tile_bytes;
+        const uint8_t *tile = (const uint8_t *)kvd_page_data(unit->page) + head * ls->tile_bytes;
         kvarn_tile_decode(&ls->spec, tile, is_v ? NULL : scratch, is_v ? scratch : NULL);
         rows += (size_t)unit->row_first * side.dim;
     } else {
@@ -194,7 +194,8 @@ void kvd_read_unit_run(const struct kvd_read_unit *unit, const struct kvd_read_f
     KVARN_ASSERT(unit->row_first + unit->row_count <= unit->ls->spec.group);
     KVARN_ASSERT(unit->run_row + unit->row_count <= unit->run_tokens);
     if (unit->is_tiles &&
-        XXH3_64bits(unit->page->data, unit->ls->tile_page_bytes) != unit->checksum) {
+        !kvd_page_checksum_matches(
+            XXH3_64bits(kvd_page_data(unit->page), unit->ls->tile_page_bytes), unit->checksum)) {
         *fault = (struct kvd_read_fault){
             .err = KVARN_EMISS, .layer = unit->layer, .token = unit->first_token};
         return;

@@ -44,15 +44,16 @@ static void pages_gather(struct kvd_verify_check *check, const struct kvd_block 
     bool is_sink = check->block_idx < kvd_session_sink_blocks(session);
 
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        const struct kvd_block_layer *bl = &block->layers[i];
+        const struct kvd_page *rows = kvd_block_rows(&check->service->pages, block, i);
+        struct kvd_page *tiles = kvd_block_tiles(&check->service->pages, block, i);
         bool is_sealed = !is_sink && check->block_idx < session->layers[i].sealed_blocks &&
-                         bl->tiles != NULL && bl->rows == NULL;
-        check->rows_pages += bl->rows != NULL ? 1 : 0;
+                         tiles != NULL && rows == NULL;
+        check->rows_pages += rows != NULL ? 1 : 0;
         if (is_sealed) {
             check->units[check->unit_count++] =
-                (struct kvd_verify_unit){.page = kvd_page_ref(bl->tiles),
+                (struct kvd_verify_unit){.page = kvd_page_ref(tiles),
                     .bytes = session->shape->layers[i].tile_page_bytes,
-                    .checksum = bl->tiles->checksum,
+                    .checksum = kvd_page_checksum(tiles),
                     .layer = i};
         }
     }
@@ -113,7 +114,8 @@ static void pages_run(struct kvd_job *job, void *scratch)
     (void)scratch;
     for (uint32_t i = check->unit_first; i < check->unit_last; i++) {
         struct kvd_verify_unit *unit = &check->units[i];
-        unit->is_wrong = XXH3_64bits(unit->page->data, unit->bytes) != unit->checksum;
+        unit->is_wrong = !kvd_page_checksum_matches(
+            XXH3_64bits(kvd_page_data(unit->page), unit->bytes), unit->checksum);
     }
 }
 
@@ -168,7 +170,8 @@ static int content_check(const struct kvd_verify_check *check)
                                                            : 0;
         if (bytes > check->info.body_bytes - offset ||
             (layer->kind == KVD_COLD_PAGE_TILES &&
-                XXH3_64bits(check->body + offset, bytes) != layer->checksum)) {
+                !kvd_page_checksum_matches(
+                    XXH3_64bits(check->body + offset, bytes), layer->checksum))) {
             return KVARN_ECORRUPT;
         }
         offset += bytes;

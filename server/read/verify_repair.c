@@ -45,7 +45,8 @@ static bool has_wrong_page(const struct kvd_verify_check *check, const struct kv
 {
     for (uint32_t i = 0; i < check->unit_count; i++) {
         const struct kvd_verify_unit *unit = &check->units[i];
-        if (unit->is_wrong && block->layers[unit->layer].tiles == unit->page) {
+        if (unit->is_wrong &&
+            kvd_block_tiles(&check->service->pages, block, unit->layer) == unit->page) {
             return true;
         }
     }

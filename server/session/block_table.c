@@ -8,20 +8,32 @@
 #include <stdlib.h>
 
 #include "lib/base/assert.h"
+#include "server/base/alloc_bytes.h"
 #include "server/service.h"
 
 /* First sizes: a short session has a span of 8 blocks, 1,024 tokens, and one span. */
 #define SPAN_ROOM_MIN  8u
 #define TABLE_ROOM_MIN 1u
 
-static size_t block_bytes(uint32_t layer_count)
+static size_t tiles_bytes(const struct kvd_block *block)
 {
-    return sizeof(struct kvd_block) + layer_count * sizeof(struct kvd_block_layer);
+    return kvd_alloc_bytes(block->layer_count * sizeof(block->tiles[0]));
+}
+
+static size_t rows_bytes(const struct kvd_block *block)
+{
+    return kvd_alloc_bytes(
+        sizeof(struct kvd_block_rows) + block->layer_count * sizeof(block->rows->ids[0]));
 }
 
 static size_t span_bytes(uint32_t room)
 {
-    return sizeof(struct kvd_span) + room * sizeof(struct kvd_block *);
+    return kvd_alloc_bytes(sizeof(struct kvd_span) + room * sizeof(struct kvd_block *));
+}
+
+static size_t spans_bytes(uint32_t room)
+{
+    return kvd_alloc_bytes(room * sizeof(struct kvd_span *));
 }
 
 static uint32_t span_count(const struct kvd_block_table *table)
@@ -50,12 +62,12 @@ static void give(struct kvd_service *service, void *memory, size_t bytes)
 
 struct kvd_block *kvd_block_create(struct kvd_service *service, uint32_t layer_count)
 {
-    struct kvd_block *block = take(service, block_bytes(layer_count));
+    struct kvd_block *block = take(service, sizeof(struct kvd_block));
 
     if (block != NULL) {
         block->refs = 1;
-        block->layer_count = layer_count;
-        block->layers_kept = layer_count;
+        block->layer_count = layer_count & 1023;
+        block->layers_kept = layer_count & 1023;
     }
     return block;
 }
@@ -67,15 +79,63 @@ struct kvd_block *kvd_block_ref(struct kvd_block *block)
     return block;
 }
 
+int kvd_block_want_rows(struct kvd_service *service, struct kvd_block *block)
+{
+    block->rows = block->rows == NULL ? take(service, rows_bytes(block)) : block->rows;
+    return block->rows == NULL ? KVARN_ENOSPC : 0;
+}
+
+int kvd_block_want_tiles(struct kvd_service *service, struct kvd_block *block)
+{
+    block->tiles = block->tiles == NULL ? take(service, tiles_bytes(block)) : block->tiles;
+    return block->tiles == NULL ? KVARN_ENOSPC : 0;
+}
+
+static void rows_free(struct kvd_service *service, struct kvd_block *block)
+{
+    if (block->rows != NULL) {
+        give(service, block->rows, rows_bytes(block));
+        block->rows = NULL;
+    }
+}
+
+static void tiles_free(struct kvd_service *service, struct kvd_block *block)
+{
+    if (block->tiles != NULL) {
+        give(service, block->tiles, tiles_bytes(block));
+        block->tiles = NULL;
+    }
+}
+
+void kvd_block_trim_rows(struct kvd_service *service, struct kvd_block *block)
+{
+    if (kvd_block_rows_count(block) == 0) {
+        rows_free(service, block);
+    }
+}
+
+void kvd_block_trim(struct kvd_service *service, struct kvd_block *block)
+{
+    kvd_block_trim_rows(service, block);
+    for (uint32_t i = 0; i < block->layer_count && block->tiles != NULL; i++) {
+        if (block->tiles[i] != 0) {
+            return;
+        }
+    }
+    tiles_free(service, block);
+}
+
 void kvd_block_destroy(struct kvd_service *service, struct kvd_block *block)
 {
     KVARN_ASSERT(block->refs == 0);
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        kvd_page_unref(&service->pages, block->layers[i].rows);
-        kvd_page_unref(&service->pages, block->layers[i].tiles);
+        kvd_page_unref(&service->pages, kvd_block_rows(&service->pages, block, i));
+        kvd_page_unref(&service->pages, kvd_block_tiles(&service->pages, block, i));
     }
+    rows_free(service, block);
+    tiles_free(service, block);
     kvd_cold_copy_unref(service, block->cold);
-    give(service, block, block_bytes(block->layer_count));
+    give(service, block, sizeof(*block));
 }
 
 /* Drop a reference; true when it was the last one. */
@@ -153,7 +213,7 @@ static struct kvd_span *span_copy(
 
 size_t kvd_block_table_bytes(const struct kvd_block_table *table)
 {
-    size_t bytes = table->span_room * sizeof(struct kvd_span *);
+    size_t bytes = spans_bytes(table->span_room);
 
     for (uint32_t i = 0; i < table->span_room; i++) {
         const struct kvd_span *span = table->spans[i];
@@ -173,14 +233,14 @@ static int spans_grow(struct kvd_service *service, struct kvd_block_table *table
     if (room == table->span_room) {
         return 0;
     }
-    struct kvd_span **spans = take(service, room * sizeof(struct kvd_span *));
+    struct kvd_span **spans = take(service, spans_bytes(room));
     if (spans == NULL) {
         return KVARN_ENOSPC;
     }
     for (uint32_t i = 0; i < table->span_room; i++) {
         spans[i] = table->spans[i];
     }
-    give(service, table->spans, table->span_room * sizeof(struct kvd_span *));
+    give(service, table->spans, spans_bytes(table->span_room));
     table->spans = spans;
     table->span_room = room;
     return 0;
@@ -324,6 +384,6 @@ void kvd_block_table_clear(struct kvd_service *service, struct kvd_block_table *
             span_unref(service, table->spans[i]);
         }
     }
-    give(service, table->spans, table->span_room * sizeof(struct kvd_span *));
+    give(service, table->spans, spans_bytes(table->span_room));
     *table = (struct kvd_block_table){0};
 }

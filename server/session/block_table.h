@@ -19,6 +19,8 @@
 #include <bsd/sys/queue.h>
 
 #include "kvarn/err.h"
+#include "lib/base/assert.h"
+#include "lib/base/limits.h"
 #include "server/store/page_store.h"
 
 struct kvd_cold_copy;
@@ -29,13 +31,6 @@ struct kvd_service;
 /* A block's name says what it holds: prefix_index.h. */
 #define KVD_BLOCK_NAME_BYTES 32
 
-/* One layer of one block. Both NULL: dropped, it left the layer's window. */
-struct kvd_block_layer {
-    struct kvd_page *rows; /* ref: sink and open blocks, until the seal is done */
-    struct kvd_page
-        *tiles; /* ref: reserved at first, holds the codes once sealed; NULL for sinks */
-};
-
 /* Where the pages of a block are. */
 enum kvd_block_state {
     KVD_BLOCK_RESIDENT,
@@ -44,19 +39,34 @@ enum kvd_block_state {
     KVD_BLOCK_LOADING, /* and on their way back */
 };
 
-/* One block of all layers. Shared (refs > 1) it is not changed. */
-struct kvd_block {
-    SLIST_ENTRY(kvd_block) dead_link; /* the session table's, once nobody holds it */
-    uint32_t refs;
-    uint32_t layer_count;
-    uint32_t layers_kept;               /* layers that still have a page here */
-    uint32_t rows_count;                /* layers that have a rows page */
-    uint8_t state;                      /* enum kvd_block_state */
-    uint8_t miss_reason;                /* MISSING: Kvarnd__MissReason */
-    uint8_t name[KVD_BLOCK_NAME_BYTES]; /* zeros: none */
-    struct kvd_cold_copy *cold; /* ref; NULL: not in the cold tier, or in the session's tail */
-    struct kvd_block_layer layers[];
+/* Rows pages of a block, by layer: while one of them has any, or is about to. */
+struct kvd_block_rows {
+    uint32_t count; /* layers that have one */
+    uint32_t ids[]; /* refs; 0: none */
 };
+
+/*
+ * One block of all layers. Shared (refs > 1) it is not changed. Of each layer it holds a page of
+ * rows (sink and open blocks, until the seal is done), one of tiles (reserved at first, codes once
+ * sealed; none for sinks), both, or none: dropped, it left the layer's window. A block whose pages
+ * are not in memory has no arrays either.
+ */
+struct kvd_block {
+    union {
+        SLIST_ENTRY(kvd_block) dead_link;   /* the session table's, once nobody holds it */
+        uint8_t name[KVD_BLOCK_NAME_BYTES]; /* zeros: none */
+    };
+    struct kvd_cold_copy *cold;  /* ref; NULL: not in the cold tier, or in the session's tail */
+    uint32_t *tiles;             /* owned array, by layer: refs of pages, 0: none; or NULL */
+    struct kvd_block_rows *rows; /* owned; or NULL */
+    uint32_t refs;
+    uint32_t layer_count : 10;
+    uint32_t layers_kept : 10; /* layers that still have a page here */
+    uint32_t state : 2;        /* enum kvd_block_state */
+    uint32_t miss_reason : 4;  /* MISSING: Kvarnd__MissReason */
+};
+_Static_assert(sizeof(struct kvd_block) == 64, "of 32 layers: 2 of the 16 bytes of a page");
+_Static_assert(KVARN_LAYERS_MAX < 1 << 10, "layer counts fit");
 
 struct kvd_span {
     SLIST_ENTRY(kvd_span) dead_link; /* the session table's, once nobody holds it */
@@ -80,6 +90,60 @@ static inline struct kvd_block *kvd_block_table_at(
 {
     return table->spans[block_idx / KVD_SPAN_BLOCKS]->blocks[block_idx % KVD_SPAN_BLOCKS];
 }
+
+/* A layer's page in a block, or NULL. */
+static inline struct kvd_page *kvd_block_rows(
+    const struct kvd_page_store *pages, const struct kvd_block *block, uint32_t layer)
+{
+    return block->rows == NULL ? NULL : kvd_page_at(pages, block->rows->ids[layer]);
+}
+
+static inline struct kvd_page *kvd_block_tiles(
+    const struct kvd_page_store *pages, const struct kvd_block *block, uint32_t layer)
+{
+    return block->tiles == NULL ? NULL : kvd_page_at(pages, block->tiles[layer]);
+}
+
+/* Layers that have a rows page. */
+static inline uint32_t kvd_block_rows_count(const struct kvd_block *block)
+{
+    return block->rows == NULL ? 0 : block->rows->count;
+}
+
+/*
+ * Put a page (NULL: none) in its place; there must be room for it. References change hands: what
+ * was there is the caller's, who knows it.
+ */
+static inline void kvd_block_set_rows(
+    struct kvd_block *block, uint32_t layer, const struct kvd_page *page)
+{
+    KVARN_ASSERT(block->rows != NULL || page == NULL);
+    if (block->rows != NULL) {
+        uint32_t old = block->rows->ids[layer];
+        block->rows->ids[layer] = page == NULL ? 0 : kvd_page_id(page);
+        block->rows->count += (page != NULL ? 1u : 0u) - (old != 0 ? 1u : 0u);
+    }
+}
+
+static inline void kvd_block_set_tiles(
+    struct kvd_block *block, uint32_t layer, const struct kvd_page *page)
+{
+    KVARN_ASSERT(block->tiles != NULL || page == NULL);
+    if (block->tiles != NULL) {
+        block->tiles[layer] = page == NULL ? 0 : kvd_page_id(page);
+    }
+}
+
+/*
+ * Make room for pages in a block, where there is none. Room that nobody uses stays until the block
+ * has no pages of the kind, or is given back. Returns 0 or KVARN_ENOSPC.
+ */
+int kvd_block_want_rows(struct kvd_service *service, struct kvd_block *block) KVARN_MUST_CHECK;
+int kvd_block_want_tiles(struct kvd_service *service, struct kvd_block *block) KVARN_MUST_CHECK;
+
+/* Give back room for rows if no layer has any; for the other arrays too if none has tiles. */
+void kvd_block_trim_rows(struct kvd_service *service, struct kvd_block *block);
+void kvd_block_trim(struct kvd_service *service, struct kvd_block *block);
 
 /* Bytes that the table itself holds now: its array and the spans that are not shared. */
 size_t kvd_block_table_bytes(const struct kvd_block_table *table);

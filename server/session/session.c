@@ -198,6 +198,27 @@ uint32_t kvd_session_sealable_blocks(const struct kvd_session *session, uint64_t
     return length < lag ? 0 : (uint32_t)((length - lag) / session->shape->group);
 }
 
+struct kvd_page *kvd_session_rows(
+    const struct kvd_session *session, uint32_t block_idx, uint32_t layer)
+{
+    return kvd_block_rows(&session->service->pages, kvd_session_block(session, block_idx), layer);
+}
+
+struct kvd_page *kvd_session_tiles(
+    const struct kvd_session *session, uint32_t block_idx, uint32_t layer)
+{
+    return kvd_block_tiles(&session->service->pages, kvd_session_block(session, block_idx), layer);
+}
+
+struct kvd_page *kvd_session_reader_page(
+    const struct kvd_session *session, uint32_t layer, uint32_t block_idx, uint32_t sealed_blocks)
+{
+    bool is_tiles = block_idx >= kvd_session_sink_blocks(session) && block_idx < sealed_blocks;
+
+    return is_tiles ? kvd_session_tiles(session, block_idx, layer)
+                    : kvd_session_rows(session, block_idx, layer);
+}
+
 int kvd_session_check_epoch(
     const struct kvd_session *session, uint64_t epoch, struct kvd_failure *why)
 {

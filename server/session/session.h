@@ -187,13 +187,14 @@ static inline const struct kvd_block *kvd_session_block(
 }
 
 /* How a reader sees block b of a layer whose first `sealed_blocks` blocks it reads as sealed. */
-static inline struct kvd_page *kvd_session_reader_page(
-    const struct kvd_session *session, uint32_t layer, uint32_t block_idx, uint32_t sealed_blocks)
-{
-    const struct kvd_block_layer *bl = &kvd_session_block(session, block_idx)->layers[layer];
-    bool is_tiles = block_idx >= kvd_session_sink_blocks(session) && block_idx < sealed_blocks;
-    return is_tiles ? bl->tiles : bl->rows;
-}
+struct kvd_page *kvd_session_reader_page(
+    const struct kvd_session *session, uint32_t layer, uint32_t block_idx, uint32_t sealed_blocks);
+
+/* A layer's pages of a block that is there, or NULL. */
+struct kvd_page *kvd_session_rows(
+    const struct kvd_session *session, uint32_t block_idx, uint32_t layer);
+struct kvd_page *kvd_session_tiles(
+    const struct kvd_session *session, uint32_t block_idx, uint32_t layer);
 
 /*
  * STALE_EPOCH with the state that holds when `epoch` is not the session's; NOT_FOUND when it was

@@ -75,16 +75,16 @@ struct kvd_page *kvd_session_swap_rows(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *rows)
 {
     struct kvd_block *block = own_block_at(session, block_idx);
-    struct kvd_page *old = block->layers[layer].rows;
-    uint32_t change = (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
+    struct kvd_page *old = kvd_block_rows(&session->service->pages, block, layer);
 
-    block->rows_count += change;
     if (block_idx >= kvd_session_sink_blocks(session)) {
-        session->layers[layer].tail_pages += change;
+        session->layers[layer].tail_pages += (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
     }
-    block->layers[layer].rows = rows;
+    kvd_block_set_rows(block, layer, rows);
     if (rows != NULL) {
         cold_part(session, block_idx);
+    } else {
+        kvd_block_trim_rows(session->service, block);
     }
     return old;
 }
@@ -92,10 +92,10 @@ struct kvd_page *kvd_session_swap_rows(
 struct kvd_page *kvd_session_swap_tiles(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page *tiles)
 {
-    struct kvd_block_layer *bl = &own_block_at(session, block_idx)->layers[layer];
-    struct kvd_page *old = bl->tiles;
+    struct kvd_block *block = own_block_at(session, block_idx);
+    struct kvd_page *old = kvd_block_tiles(&session->service->pages, block, layer);
 
-    bl->tiles = tiles;
+    kvd_block_set_tiles(block, layer, tiles);
     if (tiles != NULL) {
         cold_part(session, block_idx);
     }
@@ -107,40 +107,60 @@ void kvd_session_name_block(struct kvd_session *session, uint32_t block_idx, con
     memcpy(own_block_at(session, block_idx)->name, name, KVD_BLOCK_NAME_BYTES);
 }
 
+static int rows_fill(
+    struct kvd_session *session, struct kvd_block *block, uint32_t block_idx, uint32_t layer)
+{
+    struct kvd_page *page = NULL;
+    int err = page_take(session, session->shape->layers[layer].rows_page_bytes,
+        rows_class(session, block_idx), &page);
+
+    if (err == 0) {
+        kvd_block_set_rows(block, layer, page);
+    }
+    return err;
+}
+
+static int tiles_fill(struct kvd_session *session, struct kvd_block *block, uint32_t layer)
+{
+    struct kvd_page *page = NULL;
+    int err =
+        page_take(session, session->shape->layers[layer].tile_page_bytes, KVD_PAGE_TILES, &page);
+
+    if (err == 0) {
+        kvd_block_set_tiles(block, layer, page);
+    }
+    return err;
+}
+
 static int block_fill(
     struct kvd_session *session, struct kvd_block *block, uint32_t block_idx, enum kvd_reserve kind)
 {
-    const struct kvd_shape *shape = session->shape;
-    bool is_sink = block_idx < kvd_session_sink_blocks(session);
+    bool has_tiles = block_idx >= kvd_session_sink_blocks(session);
+    bool has_rows = !has_tiles || kind == KVD_RESERVE_ROWS;
+    int err = has_rows ? kvd_block_want_rows(session->service, block) : 0;
 
-    for (uint32_t i = 0; i < shape->layer_count; i++) {
-        const struct kvd_layer_shape *ls = &shape->layers[i];
-        struct kvd_block_layer *bl = &block->layers[i];
-        int err = 0;
-        if (is_sink || kind == KVD_RESERVE_ROWS) {
-            err =
-                page_take(session, ls->rows_page_bytes, rows_class(session, block_idx), &bl->rows);
-            block->rows_count += err == 0 ? 1 : 0;
-        }
-        if (err == 0 && !is_sink) {
-            err = page_take(session, ls->tile_page_bytes, KVD_PAGE_TILES, &bl->tiles);
-        }
-        if (err != 0) {
-            return err;
+    if (err == 0 && has_tiles) {
+        err = kvd_block_want_tiles(session->service, block);
+    }
+    for (uint32_t i = 0; i < session->shape->layer_count && err == 0; i++) {
+        err = has_rows ? rows_fill(session, block, block_idx, i) : 0;
+        if (err == 0 && has_tiles) {
+            err = tiles_fill(session, block, i);
         }
     }
-    return 0;
+    return err;
 }
 
 /* Count a block's rows pages in (+1) or out (-1) of its layers. */
 static void block_count_tails(
     struct kvd_session *session, const struct kvd_block *block, uint32_t block_idx, int sign)
 {
-    if (block == NULL || block->rows_count == 0 || block_idx < kvd_session_sink_blocks(session)) {
+    if (block == NULL || kvd_block_rows_count(block) == 0 ||
+        block_idx < kvd_session_sink_blocks(session)) {
         return;
     }
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        if (block->layers[i].rows != NULL) {
+        if (block->rows->ids[i] != 0) {
             session->layers[i].tail_pages += (uint32_t)sign;
         }
     }
@@ -199,29 +219,32 @@ int kvd_session_add_block(
 static int copy_fill(struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block,
     struct kvd_block *copy)
 {
-    for (uint32_t i = 0; i < block->layer_count; i++) {
-        const struct kvd_block_layer *from = &block->layers[i];
-        struct kvd_block_layer *to = &copy->layers[i];
-        int err = 0;
-        if (from->rows != NULL) {
-            to->rows = kvd_page_ref(from->rows);
+    const struct kvd_page_store *pages = &session->service->pages;
+    int err = block->rows == NULL ? 0 : kvd_block_want_rows(session->service, copy);
+
+    if (err == 0 && block->tiles != NULL) {
+        err = kvd_block_want_tiles(session->service, copy);
+    }
+    for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
+        struct kvd_page *rows = kvd_block_rows(pages, block, i);
+        struct kvd_page *tiles = kvd_block_tiles(pages, block, i);
+        if (rows != NULL) {
+            kvd_block_set_rows(copy, i, kvd_page_ref(rows));
         }
-        if (from->tiles != NULL && block_idx < session->layers[i].sealed_blocks) {
-            to->tiles = kvd_page_ref(from->tiles);
-        } else if (from->tiles != NULL) {
-            err = page_take(
-                session, session->shape->layers[i].tile_page_bytes, KVD_PAGE_TILES, &to->tiles);
+        if (tiles != NULL && block_idx < session->layers[i].sealed_blocks) {
+            kvd_block_set_tiles(copy, i, kvd_page_ref(tiles));
+        } else if (tiles != NULL) {
+            err = tiles_fill(session, copy, i);
         }
-        if (err != 0) {
-            return err;
-        }
+    }
+    if (err != 0) {
+        return err;
     }
     copy->layers_kept = block->layers_kept;
     /* A load is of the block that it began with. */
     copy->state = block->state == KVD_BLOCK_LOADING ? KVD_BLOCK_COLD : block->state;
     copy->miss_reason = block->miss_reason;
     copy->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
-    copy->rows_count = block->rows_count;
     memcpy(copy->name, block->name, sizeof(copy->name));
     return 0;
 }
@@ -235,7 +258,7 @@ static int spares_take(
 
     for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
         struct kvd_layer *ly = &session->layers[i];
-        const struct kvd_page *rows = block->layers[i].rows;
+        const struct kvd_page *rows = kvd_block_rows(&session->service->pages, block, i);
         if (rows == NULL || rows->refs == 1 || ly->spare_rows != NULL ||
             ly->length / session->shape->group != block_idx) {
             continue;
@@ -314,11 +337,12 @@ static void block_strip(
     struct kvd_service *service, struct kvd_block *block, uint64_t *ret_freed_bytes)
 {
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        page_strip(service, block->layers[i].rows, ret_freed_bytes);
-        page_strip(service, block->layers[i].tiles, ret_freed_bytes);
-        block->layers[i] = (struct kvd_block_layer){0};
+        page_strip(service, kvd_block_rows(&service->pages, block, i), ret_freed_bytes);
+        page_strip(service, kvd_block_tiles(&service->pages, block, i), ret_freed_bytes);
+        kvd_block_set_rows(block, i, NULL);
+        kvd_block_set_tiles(block, i, NULL);
     }
-    block->rows_count = 0;
+    kvd_block_trim(service, block);
 }
 
 int kvd_session_strip_block(
@@ -351,7 +375,7 @@ int kvd_session_strip_block(
         }
     }
     block->state = kvd_cold_copy_is_durable(block->cold) ? KVD_BLOCK_COLD : KVD_BLOCK_MISSING;
-    block->miss_reason = (uint8_t)miss_reason;
+    block->miss_reason = (unsigned)miss_reason & 15;
     return 0;
 }
 
@@ -362,7 +386,7 @@ void kvd_session_part_cold(struct kvd_session *session, uint32_t block_idx, int 
     cold_part(session, block_idx);
     if (block->state == KVD_BLOCK_COLD) {
         block->state = KVD_BLOCK_MISSING;
-        block->miss_reason = (uint8_t)miss_reason;
+        block->miss_reason = (unsigned)miss_reason & 15;
     }
 }
 
@@ -382,7 +406,7 @@ static int rows_take(
     struct kvd_layer *ly = &session->layers[layer];
     const struct kvd_block *block = kvd_session_block(session, block_idx);
 
-    if (ly->spare_rows == NULL && block->layers[layer].rows != NULL) {
+    if (ly->spare_rows == NULL && kvd_block_rows(&session->service->pages, block, layer) != NULL) {
         int err = spares_take(session, block_idx, block);
         if (err != 0) {
             return err;
@@ -401,16 +425,21 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
     uint32_t row_first, struct kvd_page **ret_copied, struct kvd_failure *why)
 {
     const struct kvd_layer_shape *ls = &session->shape->layers[layer];
-    struct kvd_page *old = own_block_at(session, block_idx)->layers[layer].rows;
+    struct kvd_block *block = own_block_at(session, block_idx);
+    struct kvd_page *old = kvd_block_rows(&session->service->pages, block, layer);
 
-    if (old != NULL && (old->refs == 1 || old->filled_tokens <= row_first)) {
+    if (old != NULL && (old->refs == 1 || kvd_page_filled(old) <= row_first)) {
         kvd_session_drop_spare(session, layer);
         cold_part(session, block_idx);
         *ret_copied = NULL;
         return 0;
     }
-    struct kvd_page *page;
-    int err = rows_take(session, layer, block_idx, &page);
+    struct kvd_page *page = NULL;
+    int err = kvd_block_want_rows(session->service, block);
+    err = err != 0 ? err : rows_take(session, layer, block_idx, &page);
+    if (err != 0) {
+        kvd_block_trim_rows(session->service, block);
+    }
     if (err != 0 && old != NULL) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
@@ -421,14 +450,14 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
     if (err != 0) {
         return kvd_session_fail_space(session->service, ls->rows_page_bytes, why);
     }
-    page->filled_tokens = old == NULL ? 0 : (uint16_t)row_first;
+    kvd_page_set_filled(page, old == NULL ? 0 : row_first);
     *ret_copied = kvd_session_swap_rows(session, layer, block_idx, page);
     return 0;
 }
 
 void kvd_session_drop_rows(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
 {
-    KVARN_ASSERT(kvd_session_block(session, block_idx)->layers[layer].tiles != NULL);
+    KVARN_ASSERT(kvd_session_tiles(session, block_idx, layer) != NULL);
     kvd_page_unref(
         &session->service->pages, kvd_session_swap_rows(session, layer, block_idx, NULL));
 }

@@ -130,8 +130,8 @@ static void reopen_run(struct kvd_job *job, void *scratch)
     float *v = k + k_count;
 
     for (unsigned head = 0; head < ls->kv_heads; head++) {
-        uint8_t *rows = rj->rows->data;
-        const uint8_t *tile = (const uint8_t *)rj->tiles->data + head * ls->tile_bytes;
+        uint8_t *rows = kvd_page_data(rj->rows);
+        const uint8_t *tile = (const uint8_t *)kvd_page_data(rj->tiles) + head * ls->tile_bytes;
         kvarn_tile_decode(spec, tile, k, v);
         kvarn_from_f32(rows + kvd_rows_k_offset(ls, head), KVARN_F16, k, k_count);
         kvarn_from_f32(rows + kvd_rows_v_offset(ls, head), KVARN_F16, v, v_count);
@@ -143,8 +143,8 @@ static void reopen_commit(struct reopen_job *rj, uint32_t block_idx)
 {
     struct kvd_session *session = rj->truncate->session;
 
-    KVARN_ASSERT(kvd_session_block(session, block_idx)->layers[rj->layer].tiles == rj->tiles);
-    rj->rows->filled_tokens = (uint16_t)session->shape->group;
+    KVARN_ASSERT(kvd_session_tiles(session, block_idx, rj->layer) == rj->tiles);
+    kvd_page_set_filled(rj->rows, session->shape->group);
     rj->rows = kvd_session_swap_rows(session, rj->layer, block_idx, rj->rows);
     KVARN_ASSERT(rj->rows == NULL);
     if (rj->tiles_new != NULL) {
@@ -231,6 +231,18 @@ static int check_wanted(const struct kvd_truncate *truncate, struct kvd_failure 
     return 0;
 }
 
+/* Nothing is cut: give back the room for rows that were to be put in place. */
+static void reopen_abandon(const struct kvd_truncate *truncate)
+{
+    struct kvd_session *session = truncate->session;
+
+    for (uint32_t i = 0; i < truncate->job_count; i++) {
+        uint32_t block_idx =
+            layer_reopened(session, truncate->jobs[i].layer, truncate->args.length);
+        kvd_block_trim_rows(session->service, kvd_block_table_at(&session->table, block_idx));
+    }
+}
+
 static void truncate_conclude(struct kvd_truncate *truncate)
 {
     struct kvd_session *session = kvd_session_ref(truncate->session);
@@ -242,6 +254,7 @@ static void truncate_conclude(struct kvd_truncate *truncate)
     }
     if (kvd_session_check_epoch(session, truncate->args.epoch, &why) != 0 ||
         check_wanted(truncate, &why) != 0) {
+        reopen_abandon(truncate);
         truncate_finish(truncate, &why, false);
     } else {
         truncate_commit(truncate);
@@ -277,10 +290,15 @@ static int reopen_prepare(
     if (err != 0) {
         return err;
     }
-    struct kvd_page *tiles = kvd_session_block(session, block_idx)->layers[layer].tiles;
+    struct kvd_page *tiles = kvd_session_tiles(session, block_idx, layer);
     bool is_shared = tiles->refs > 1; /* a seal must not write what others still see */
     rj->tiles = kvd_page_ref(tiles);
-    err = kvd_page_take(pages, session->tenant_id, ls->rows_page_bytes, KVD_PAGE_TAIL, &rj->rows);
+    err = kvd_block_want_rows(session->service,
+        kvd_block_table_at(&session->table, block_idx)); /* stays till the commit */
+    if (err == 0) {
+        err =
+            kvd_page_take(pages, session->tenant_id, ls->rows_page_bytes, KVD_PAGE_TAIL, &rj->rows);
+    }
     if (err == 0 && is_shared) {
         err = kvd_page_take(
             pages, session->tenant_id, ls->tile_page_bytes, KVD_PAGE_TILES, &rj->tiles_new);
@@ -342,6 +360,7 @@ static void truncate_admit_cb(struct kvd_session_op *op)
     struct kvd_failure why = {0};
 
     if (truncate_prepare(truncate, &why) != 0) {
+        reopen_abandon(truncate);
         truncate_finish(truncate, &why, false);
         return;
     }

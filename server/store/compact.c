@@ -28,19 +28,17 @@ static uint64_t free_slot_bytes(const struct kvd_page_store *pages)
     return pages->chunk_bytes - page_bytes;
 }
 
-/* Move one page of a block, if it is to leave and nobody else holds it. */
-static bool page_move(struct kvd_service *service, struct kvd_page **at)
+/* Move one page of a block, if it is to leave and nobody else holds it; NULL: it stays. */
+static struct kvd_page *page_move(struct kvd_service *service, struct kvd_page *page)
 {
-    if (*at == NULL || (*at)->refs != 1 || !kvd_page_is_leaving(*at)) {
-        return false;
+    if (page == NULL || page->refs != 1 || !kvd_page_is_leaving(page)) {
+        return NULL;
     }
-    struct kvd_page *to = kvd_page_move(&service->pages, *at);
-    if (to == NULL) {
-        return false;
+    struct kvd_page *to = kvd_page_move(&service->pages, page);
+    if (to != NULL) {
+        kvd_metrics_add(&service->metrics, KVD_METRIC_pages_moved, 1);
     }
-    *at = to;
-    kvd_metrics_add(&service->metrics, KVD_METRIC_pages_moved, 1);
-    return true;
+    return to;
 }
 
 /* Move what is to leave of a block; false when time is over before its end. */
@@ -49,8 +47,15 @@ static bool block_compact(struct kvd_compactor *compactor, struct kvd_block *blo
     struct kvd_service *service = compactor->service;
 
     for (uint32_t i = 0; i < block->layer_count; i++) {
-        bool has_moved = page_move(service, &block->layers[i].rows);
-        has_moved |= page_move(service, &block->layers[i].tiles);
+        struct kvd_page *rows = page_move(service, kvd_block_rows(&service->pages, block, i));
+        if (rows != NULL) {
+            kvd_block_set_rows(block, i, rows);
+        }
+        struct kvd_page *tiles = page_move(service, kvd_block_tiles(&service->pages, block, i));
+        if (tiles != NULL) {
+            kvd_block_set_tiles(block, i, tiles);
+        }
+        bool has_moved = rows != NULL || tiles != NULL;
         compactor->moved += has_moved;
         if (has_moved && !kvd_slices_has_time(&service->sessions.slices)) {
             return false;

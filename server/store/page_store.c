@@ -13,6 +13,7 @@
 #include <bsd/sys/tree.h>
 
 #include "lib/base/assert.h"
+#include "server/base/alloc_bytes.h"
 
 #define SLOT_ALIGN      64u
 #define CHUNK_BYTES_MIN ((size_t)2 << 20)
@@ -36,16 +37,18 @@
 #define UNPOISON(addr, bytes) ((void)(addr), (void)(bytes))
 #endif
 
-/* A chunk and the descriptors of its pages: one allocation, charged to KVD_BUDGET_SESSIONS. */
+/* Charged to KVD_BUDGET_SESSIONS, as are its sheets and versions. */
 struct kvd_chunk {
+    unsigned char *data;      /* owned: from the source */
+    size_t slot_bytes;        /* the slab's */
     RB_ENTRY(kvd_chunk) link; /* in slab->partial while it has a free slot */
     struct kvd_slab *slab;    /* borrowed: lives while it has a chunk */
-    unsigned char *data;      /* owned: from the source */
     uint32_t free_count;
-    bool is_leaving;         /* to be emptied: in no tree, its free slots are not taken */
-    uint32_t word_hint;      /* no free slot in any word below */
-    uint64_t *free_words;    /* inside this allocation; bit set: slot is free */
-    struct kvd_page pages[]; /* one per slot */
+    uint32_t word_hint;            /* no free slot in any word below */
+    bool is_leaving;               /* to be emptied: in no tree, its free slots are not taken */
+    uint64_t *free_words;          /* inside this allocation; bit set: slot is free */
+    uint32_t *versions;            /* owned array, by slot; NULL: no page has one */
+    struct kvd_page_set *sheets[]; /* owned: KVD_SHEET_PAGES slots each */
 };
 
 RB_HEAD(chunk_tree, kvd_chunk);
@@ -121,7 +124,8 @@ void kvd_page_store_init(
     struct kvd_page_store *store, struct kvd_budget *budget, struct kvd_chunk_source *source)
 {
     KVARN_ASSERT(budget->reclaim_cb == NULL);
-    *store = (struct kvd_page_store){.budget = budget, .source = source};
+    *store =
+        (struct kvd_page_store){.budget = budget, .source = source, .sheets = {.budget = budget}};
     for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
         LIST_INIT(&store->slabs[i]);
     }
@@ -136,6 +140,7 @@ void kvd_page_store_fini(struct kvd_page_store *store)
     }
     (void)kvd_page_store_reclaim(store, UINT64_MAX);
     KVARN_ASSERT(store->chunk_count == 0 && store->chunk_bytes == 0);
+    KVARN_ASSERT(store->sheets.leaf_count == 0);
     for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
         KVARN_ASSERT(LIST_EMPTY(&store->slabs[i]));
     }
@@ -209,10 +214,29 @@ static size_t word_count(const struct kvd_slab *slab)
     return (slab->slot_count + WORD_BITS - 1) / WORD_BITS;
 }
 
+static uint32_t sheet_count(const struct kvd_slab *slab)
+{
+    return (slab->slot_count + KVD_SHEET_PAGES - 1) / KVD_SHEET_PAGES;
+}
+
+/* Slots of a sheet: all but the last are full. */
+static uint32_t sheet_pages(const struct kvd_slab *slab, uint32_t sheet_idx)
+{
+    uint32_t left = slab->slot_count - sheet_idx * KVD_SHEET_PAGES;
+
+    return left < KVD_SHEET_PAGES ? left : KVD_SHEET_PAGES;
+}
+
 static size_t chunk_meta_bytes(const struct kvd_slab *slab)
 {
-    return sizeof(struct kvd_chunk) + slab->slot_count * sizeof(struct kvd_page) +
-           word_count(slab) * sizeof(uint64_t);
+    return kvd_alloc_bytes(sizeof(struct kvd_chunk) +
+                           sheet_count(slab) * sizeof(struct kvd_page_set *) +
+                           word_count(slab) * sizeof(uint64_t));
+}
+
+static size_t versions_bytes(const struct kvd_slab *slab)
+{
+    return kvd_alloc_bytes(slab->slot_count * sizeof(uint32_t));
 }
 
 static void partial_insert(struct kvd_slab *slab, struct kvd_chunk *chunk)
@@ -232,54 +256,82 @@ static void partial_remove(struct kvd_slab *slab, struct kvd_chunk *chunk)
     }
 }
 
-static void chunk_init(struct kvd_slab *slab, struct kvd_chunk *chunk, unsigned char *data)
+static void chunk_init(struct kvd_slab *slab, struct kvd_chunk *chunk)
 {
     chunk->slab = slab;
-    chunk->data = data;
+    chunk->slot_bytes = slab->slot_bytes;
     chunk->free_count = slab->slot_count;
-    chunk->free_words = (uint64_t *)(void *)&chunk->pages[slab->slot_count];
+    chunk->free_words = (uint64_t *)(void *)&chunk->sheets[sheet_count(slab)];
     for (uint32_t i = 0; i < slab->slot_count; i++) {
-        chunk->pages[i].chunk = chunk;
-        chunk->pages[i].slot_idx = i;
-        chunk->pages[i].data = data + i * slab->slot_bytes;
         chunk->free_words[i / WORD_BITS] |= UINT64_C(1) << (i % WORD_BITS);
     }
-    POISON(data, slab->chunk_bytes);
 }
-_Static_assert(sizeof(struct kvd_page) % _Alignof(uint64_t) == 0, "the bitmap follows the pages");
+_Static_assert(sizeof(struct kvd_page_set *) % _Alignof(uint64_t) == 0, "the bitmap follows");
+
+/* Free what a chunk holds besides its data; what was never made is NULL. */
+static void chunk_meta_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    const struct kvd_slab *slab = chunk->slab;
+
+    for (uint32_t i = 0; i < sheet_count(slab) && chunk->sheets[i] != NULL; i++) {
+        kvd_sheet_destroy(&store->sheets, chunk->sheets[i], sheet_pages(slab, i));
+    }
+    if (chunk->versions != NULL) {
+        free(chunk->versions);
+        kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, versions_bytes(slab));
+    }
+    free(chunk);
+    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, chunk_meta_bytes(slab));
+}
+
+/* A chunk without data; NULL: no room. */
+static struct kvd_chunk *chunk_meta_create(struct kvd_page_store *store, struct kvd_slab *slab)
+{
+    size_t meta_bytes = chunk_meta_bytes(slab);
+
+    if (kvd_budget_charge(store->budget, KVD_BUDGET_SESSIONS, meta_bytes) != 0) {
+        return NULL;
+    }
+    struct kvd_chunk *chunk = calloc(1, meta_bytes);
+    if (chunk == NULL) {
+        kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, meta_bytes);
+        return NULL;
+    }
+    chunk_init(slab, chunk);
+    for (uint32_t i = 0; i < sheet_count(slab); i++) {
+        if (kvd_sheet_create(&store->sheets, chunk, i * KVD_SHEET_PAGES, sheet_pages(slab, i),
+                &chunk->sheets[i]) != 0) {
+            chunk_meta_free(store, chunk);
+            return NULL;
+        }
+    }
+    return chunk;
+}
 
 /* Add a chunk to a slab. Returns 0 or KVARN_ENOSPC. */
 static int chunk_create(struct kvd_page_store *store, struct kvd_slab *slab)
 {
-    size_t meta_bytes = chunk_meta_bytes(slab);
-    struct kvd_chunk *chunk = NULL;
-    unsigned char *data = NULL;
-    if (kvd_budget_charge(store->budget, KVD_BUDGET_SESSIONS, meta_bytes) != 0) {
+    struct kvd_chunk *chunk = chunk_meta_create(store, slab);
+
+    if (chunk == NULL) {
         return KVARN_ENOSPC;
     }
     if (kvd_budget_charge(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes) != 0) {
-        goto fail_meta;
+        chunk_meta_free(store, chunk);
+        return KVARN_ENOSPC;
     }
-    chunk = calloc(1, meta_bytes);
-    if (chunk == NULL) {
-        goto fail;
+    chunk->data = store->source->chunk_alloc(store->source, slab->chunk_bytes, slab->tenant_id);
+    if (chunk->data == NULL) {
+        chunk_meta_free(store, chunk);
+        kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
+        return KVARN_ENOSPC;
     }
-    data = store->source->chunk_alloc(store->source, slab->chunk_bytes, slab->tenant_id);
-    if (data == NULL) {
-        goto fail;
-    }
-    chunk_init(slab, chunk, data);
+    POISON(chunk->data, slab->chunk_bytes);
     partial_insert(slab, chunk);
     slab->chunk_count++;
     store->chunk_count++;
     store->chunk_bytes += slab->chunk_bytes;
     return 0;
-fail:
-    free(chunk);
-    kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
-fail_meta:
-    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, meta_bytes);
-    return KVARN_ENOSPC;
 }
 
 /* Give an empty chunk back; its slab stays. */
@@ -293,12 +345,11 @@ static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
     }
     UNPOISON(chunk->data, slab->chunk_bytes);
     store->source->chunk_free(store->source, chunk->data, slab->chunk_bytes, slab->tenant_id);
-    free(chunk);
+    chunk_meta_free(store, chunk);
     slab->chunk_count--;
     store->chunk_count--;
     store->chunk_bytes -= slab->chunk_bytes;
     kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
-    kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, chunk_meta_bytes(slab));
 }
 
 uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes)
@@ -323,6 +374,13 @@ uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes)
     return used_before - store->budget->used_bytes;
 }
 
+static uint32_t slot_of(const struct kvd_page *page)
+{
+    const struct kvd_page_set *set = kvd_page_set_of(page);
+
+    return set->slot_first + (uint32_t)(page - set->pages);
+}
+
 /* Take the lowest free slot of a chunk that has one. */
 static struct kvd_page *slot_take(struct kvd_slab *slab, struct kvd_chunk *chunk)
 {
@@ -343,7 +401,7 @@ static struct kvd_page *slot_take(struct kvd_slab *slab, struct kvd_chunk *chunk
     if (chunk->free_count == 0) {
         partial_remove(slab, chunk);
     }
-    return &chunk->pages[slot_idx];
+    return kvd_sheet_page(chunk->sheets[slot_idx / KVD_SHEET_PAGES], slot_idx % KVD_SHEET_PAGES);
 }
 
 /* The chunk that was to be emptied stays. */
@@ -359,6 +417,52 @@ static void slab_settle(struct kvd_slab *slab)
     if (chunk->free_count > 0) {
         partial_insert(slab, chunk);
     }
+}
+
+/* Let pages of a chunk have versions. Returns 0 or KVARN_ENOSPC. */
+static int chunk_want_versions(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    struct kvd_slab *slab = chunk->slab;
+    size_t bytes = versions_bytes(slab);
+    struct kvd_chunk *empty = slab->empty;
+
+    if (chunk->versions != NULL) {
+        return 0;
+    }
+    slab->empty = NULL; /* it may be this one, which the charge must not give back */
+    int err = kvd_budget_charge(store->budget, KVD_BUDGET_SESSIONS, bytes);
+    slab->empty = empty;
+    if (err != 0) {
+        return KVARN_ENOSPC;
+    }
+    chunk->versions = calloc(1, bytes);
+    if (chunk->versions == NULL) {
+        kvd_budget_release(store->budget, KVD_BUDGET_SESSIONS, bytes);
+        return KVARN_ENOSPC;
+    }
+    return 0;
+}
+
+int kvd_page_want_version(struct kvd_page_store *store, const struct kvd_page *page)
+{
+    return chunk_want_versions(store, kvd_page_set_of(page)->chunk);
+}
+
+void kvd_page_set_version(struct kvd_page *page, uint32_t version)
+{
+    struct kvd_chunk *chunk = kvd_page_set_of(page)->chunk;
+
+    KVARN_ASSERT(chunk->versions != NULL || version == 0);
+    if (chunk->versions != NULL) {
+        chunk->versions[slot_of(page)] = version;
+    }
+}
+
+uint32_t kvd_page_version(const struct kvd_page *page)
+{
+    const struct kvd_chunk *chunk = kvd_page_set_of(page)->chunk;
+
+    return chunk->versions == NULL ? 0 : chunk->versions[slot_of(page)];
 }
 
 int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_bytes,
@@ -384,13 +488,9 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
     }
     struct kvd_page *page = slot_take(slab, slab->lowest);
     KVARN_ASSERT(page->refs == 0);
-    page->refs = 1;
-    page->checksum = 0;
-    page->filled_tokens = 0;
-    page->page_class = (uint8_t)page_class;
-    page->encoder = 0;
-    page->metric_version = 0;
-    UNPOISON(page->data, page_bytes);
+    *page = (struct kvd_page){.refs = 1, .page_class = (unsigned)page_class & 3};
+    kvd_page_set_version(page, 0);
+    UNPOISON(kvd_page_data(page), page_bytes);
     store->classes[page_class].pages++;
     store->classes[page_class].bytes += page_bytes;
     *ret = page;
@@ -399,7 +499,7 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
 
 struct kvd_page *kvd_page_ref(struct kvd_page *page)
 {
-    KVARN_ASSERT(page->refs > 0 && page->refs < UINT32_MAX);
+    KVARN_ASSERT(page->refs > 0 && page->refs < KVD_PAGE_REFS_MAX);
     page->refs++;
     return page;
 }
@@ -426,19 +526,21 @@ void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page)
         return;
     }
     KVARN_ASSERT(page->refs > 0);
-    if (--page->refs > 0) {
+    page->refs--;
+    if (page->refs > 0) {
         return;
     }
-    struct kvd_chunk *chunk = page->chunk;
+    struct kvd_chunk *chunk = kvd_page_set_of(page)->chunk;
     struct kvd_slab *slab = chunk->slab;
     struct kvd_page_class_stats *stats = &store->classes[page->page_class];
     KVARN_ASSERT(stats->pages > 0 && stats->bytes >= slab->page_bytes);
     stats->pages--;
     stats->bytes -= slab->page_bytes;
-    POISON(page->data, slab->slot_bytes);
+    POISON(kvd_page_data(page), slab->slot_bytes);
 
-    uint32_t word_idx = page->slot_idx / WORD_BITS;
-    uint64_t bit = UINT64_C(1) << (page->slot_idx % WORD_BITS);
+    uint32_t slot_idx = slot_of(page);
+    uint32_t word_idx = slot_idx / WORD_BITS;
+    uint64_t bit = UINT64_C(1) << (slot_idx % WORD_BITS);
     KVARN_ASSERT((chunk->free_words[word_idx] & bit) == 0);
     chunk->free_words[word_idx] |= bit;
     if (word_idx < chunk->word_hint) {
@@ -533,34 +635,39 @@ void kvd_page_store_settle(struct kvd_page_store *store)
 
 bool kvd_page_is_leaving(const struct kvd_page *page)
 {
-    return page->chunk->is_leaving;
+    return kvd_page_set_of(page)->chunk->is_leaving;
 }
 
 struct kvd_page *kvd_page_move(struct kvd_page_store *store, struct kvd_page *page)
 {
-    struct kvd_slab *slab = page->chunk->slab;
+    const struct kvd_chunk *from = kvd_page_set_of(page)->chunk;
+    struct kvd_slab *slab = from->slab;
+    uint32_t version = kvd_page_version(page);
 
-    KVARN_ASSERT(page->refs == 1 && page->chunk->is_leaving);
-    if (slab->lowest == NULL) {
+    KVARN_ASSERT(page->refs == 1 && from->is_leaving);
+    if (slab->lowest == NULL || (version != 0 && chunk_want_versions(store, slab->lowest) != 0)) {
         return NULL;
     }
     struct kvd_page *to = slot_take(slab, slab->lowest);
-    KVARN_ASSERT(to->refs == 0 && to->chunk != page->chunk);
-    UNPOISON(to->data, slab->page_bytes);
-    memcpy(to->data, page->data, slab->page_bytes);
-    to->refs = 1;
-    to->checksum = page->checksum;
-    to->filled_tokens = page->filled_tokens;
-    to->page_class = page->page_class;
-    to->encoder = page->encoder;
-    to->metric_version = page->metric_version;
+    KVARN_ASSERT(to->refs == 0 && kvd_page_set_of(to)->chunk != from);
+    UNPOISON(kvd_page_data(to), slab->page_bytes);
+    memcpy(kvd_page_data(to), kvd_page_data(page), slab->page_bytes);
+    *to = *page;
+    kvd_page_set_version(to, version);
     store->classes[to->page_class].pages++;
     store->classes[to->page_class].bytes += slab->page_bytes;
     kvd_page_unref(store, page);
     return to;
 }
 
+void *kvd_page_data(const struct kvd_page *page)
+{
+    const struct kvd_chunk *chunk = kvd_page_set_of(page)->chunk;
+
+    return chunk->data + slot_of(page) * chunk->slot_bytes;
+}
+
 size_t kvd_page_bytes(const struct kvd_page *page)
 {
-    return page->chunk->slab->page_bytes;
+    return kvd_page_set_of(page)->chunk->slab->page_bytes;
 }

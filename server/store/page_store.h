@@ -1,8 +1,11 @@
 /*
  * Page store: fixed-size slots for pages, cut from chunks of 2 to 16 MiB, shared by reference.
  *
- * Owner: service. Thread: loop only, except that a worker may use page->data while the loop holds a
- * reference for it. Knows nothing of sessions or the wire.
+ * Owner: service. Thread: loop only, except that a worker may ask for kvd_page_data() while the
+ * loop holds a reference for it. Knows nothing of sessions or the wire.
+ *
+ * A page in use is a struct kvd_page; who keeps it for long keeps its number, kvd_page_id(), which
+ * stays its own until the last reference is dropped.
  */
 #ifndef KVD_PAGE_STORE_H
 #define KVD_PAGE_STORE_H
@@ -13,9 +16,12 @@
 
 #include <bsd/sys/queue.h>
 
+#include "kvarn/codec.h"
 #include "kvarn/err.h"
+#include "lib/base/assert.h"
 #include "server/base/budget.h"
 #include "server/store/chunk_source.h"
+#include "server/store/page_sheet.h"
 
 /* What a page is for; the counts of Stats and InspectSession are by class. */
 enum kvd_page_class {
@@ -23,21 +29,6 @@ enum kvd_page_class {
     KVD_PAGE_SINK,  /* rotated half rows of a sink block; immutable once full */
     KVD_PAGE_TAIL,  /* rotated half rows of an open block */
     KVD_PAGE_CLASS_COUNT,
-};
-
-struct kvd_chunk;
-
-/* Descriptor of a page. Data of one page is contiguous and 64-byte aligned. */
-struct kvd_page {
-    void *data;
-    struct kvd_chunk *chunk; /* borrowed: lives while any of its slots is taken */
-    uint64_t checksum;       /* XXH3-64 of data, set by the owner at seal; 0 before */
-    uint32_t refs;
-    uint32_t slot_idx;
-    uint16_t filled_tokens;  /* rows pages: rows ever written; a shared page is copied below it */
-    uint8_t page_class;      /* enum kvd_page_class */
-    uint8_t encoder;         /* enum kvarn_encoder of a sealed page */
-    uint32_t metric_version; /* of the query metric that sealed it; 0: none did */
 };
 
 struct kvd_page_class_stats {
@@ -56,6 +47,7 @@ struct kvd_page_store {
     /* owned: one slab per (tenant, page size), hashed; a slab without a chunk is freed */
     struct kvd_slab_list slabs[KVD_SLAB_BUCKETS];
     struct kvd_page_class_stats classes[KVD_PAGE_CLASS_COUNT];
+    struct kvd_page_sheets sheets;
     uint64_t chunk_bytes; /* memory held in chunks */
     uint64_t chunk_count;
 };
@@ -83,8 +75,64 @@ struct kvd_page *kvd_page_ref(struct kvd_page *page);
  */
 void kvd_page_unref(struct kvd_page_store *store, struct kvd_page *page);
 
-/* Bytes of a page of this store. */
+/* The page of a number; NULL for 0. */
+static inline struct kvd_page *kvd_page_at(const struct kvd_page_store *store, uint32_t id)
+{
+    return id == 0 ? NULL : kvd_sheets_find(&store->sheets, id);
+}
+
+/* The bytes of a page: one stretch, 64-byte aligned, in one place as long as it is referenced. */
+void *kvd_page_data(const struct kvd_page *page);
+
+/* How many there are. */
 size_t kvd_page_bytes(const struct kvd_page *page);
+
+/*
+ * What is kept of the checksum (XXH3-64 of the data) of a sealed page, KVD_PAGE_CHECK_BITS of it;
+ * 0 before. Two checksums match when what is kept of both is equal.
+ */
+static inline uint64_t kvd_page_checksum(const struct kvd_page *page)
+{
+    return (uint64_t)page->check_high << 32 | page->check_low;
+}
+
+static inline void kvd_page_set_checksum(struct kvd_page *page, uint64_t checksum)
+{
+    KVARN_ASSERT(page->page_class == KVD_PAGE_TILES);
+    page->check_low = (uint32_t)checksum;
+    page->check_high = (checksum >> 32) & 15;
+}
+
+static inline bool kvd_page_checksum_matches(uint64_t a, uint64_t b)
+{
+    return ((a ^ b) & KVD_PAGE_CHECK_MASK) == 0;
+}
+
+/* Rows of a rows page that were ever written; who shares the page copies it below that. */
+static inline uint32_t kvd_page_filled(const struct kvd_page *page)
+{
+    return page->page_class == KVD_PAGE_TILES ? 0 : page->check_low;
+}
+
+static inline void kvd_page_set_filled(struct kvd_page *page, uint32_t tokens)
+{
+    KVARN_ASSERT(page->page_class != KVD_PAGE_TILES);
+    page->check_low = tokens;
+}
+
+static inline void kvd_page_set_encoder(struct kvd_page *page, enum kvarn_encoder encoder)
+{
+    page->encoder = (unsigned)encoder & 3;
+}
+
+/*
+ * The version of the query metric that sealed a page; 0: none did. Versions of a chunk's pages are
+ * kept from the first one on that is asked for: 4 bytes a slot. Returns 0 or KVARN_ENOSPC.
+ */
+int kvd_page_want_version(
+    struct kvd_page_store *store, const struct kvd_page *page) KVARN_MUST_CHECK;
+void kvd_page_set_version(struct kvd_page *page, uint32_t version); /* not 0: once wanted */
+uint32_t kvd_page_version(const struct kvd_page *page);
 
 /*
  * Compaction: name chunks to be emptied, at most one a page size, whose pages are few and find room

@@ -282,9 +282,9 @@ static const struct kvd_shape_desc wide_shape = {.model = "bench-wide",
 static void pages_touch(const struct kvd_session *session)
 {
     for (uint32_t b = 0; b < kvd_session_block_count(session); b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        for (uint32_t i = 0; i < block->layer_count; i++) {
-            memset(block->layers[i].tiles->data, 1, kvd_page_bytes(block->layers[i].tiles));
+        for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+            const struct kvd_page *page = kvd_session_tiles(session, b, i);
+            memset(kvd_page_data(page), 1, kvd_page_bytes(page));
         }
     }
 }

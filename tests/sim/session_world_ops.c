@@ -622,7 +622,7 @@ static bool read_block_equal(const struct world_read *read, uint32_t i)
     uint32_t b = read->block_first + i;
     uint64_t first = (uint64_t)b * ls->spec.group;
     uint64_t count = read->length - first < ls->spec.group ? read->length - first : ls->spec.group;
-    const uint8_t *data = read->pages[i]->data;
+    const uint8_t *data = kvd_page_data(read->pages[i]);
 
     if (read->pages[i]->page_class == KVD_PAGE_TILES) {
         return memcmp(data, read->expected[i], ls->tile_page_bytes) == 0;

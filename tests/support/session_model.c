@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "lib/base/assert.h"
+#include "server/service.h"
 #include "server/session/session_blocks.h"
 #include "tests/support/attention_f64.h"
 #include "tests/support/tiles.h"
@@ -454,39 +455,42 @@ static bool rows_equal(const struct kvt_model_layer *ml, const struct kvd_page *
     for (uint32_t n = 0; n < 2u * ls->kv_heads; n++) {
         bool is_v = n % 2 == 1;
         size_t bytes = count * (is_v ? ls->spec.v_dim : ls->spec.k_dim) * sizeof(uint16_t);
-        if (memcmp(row_at(ls, page->data, is_v, n / 2, 0),
+        if (memcmp(row_at(ls, kvd_page_data(page), is_v, n / 2, 0),
                 row_at(ls, ml->blocks[b].rows, is_v, n / 2, 0), bytes) != 0) {
             return false;
         }
     }
-    return page->filled_tokens >= count;
+    return kvd_page_filled(page) >= count;
 }
 
 static void check_tiles(struct check *check, uint32_t layer, uint32_t b)
 {
     const struct kvt_model_layer *ml = &check->model->layers[layer];
-    const struct kvd_page *page = kvd_session_block(check->session, b)->layers[layer].tiles;
+    const struct kvd_page *page = kvd_session_tiles(check->session, b, layer);
     size_t bytes = ml->ls->tile_page_bytes;
 
-    if (page == NULL || kvd_session_block(check->session, b)->layers[layer].rows != NULL) {
+    if (page == NULL || kvd_session_rows(check->session, b, layer) != NULL) {
         check_that(check, false, "a sealed block has other pages than its tiles", layer, b);
         return;
     }
-    check_that(
-        check, memcmp(page->data, ml->blocks[b].tiles, bytes) == 0, "tiles differ", layer, b);
-    check_that(check, page->checksum == XXH3_64bits(page->data, bytes), "bad checksum", layer, b);
+    check_that(check, memcmp(kvd_page_data(page), ml->blocks[b].tiles, bytes) == 0, "tiles differ",
+        layer, b);
+    check_that(check,
+        kvd_page_checksum_matches(kvd_page_checksum(page), XXH3_64bits(kvd_page_data(page), bytes)),
+        "bad checksum", layer, b);
 }
 
 static void check_block(struct check *check, uint32_t layer, uint32_t b)
 {
     const struct kvt_model_layer *ml = &check->model->layers[layer];
     const struct kvd_block *block = kvd_session_block(check->session, b);
+    const struct kvd_page_store *pages = &check->session->service->pages;
+    const struct kvd_page *rows = block == NULL ? NULL : kvd_block_rows(pages, block, layer);
+    const struct kvd_page *tiles = block == NULL ? NULL : kvd_block_tiles(pages, block, layer);
     bool is_sink = b < sinks_of(check->model);
 
     if (b < ml->dropped_blocks) {
-        check_that(check,
-            block == NULL ||
-                (block->layers[layer].rows == NULL && block->layers[layer].tiles == NULL),
+        check_that(check, block == NULL || (rows == NULL && tiles == NULL),
             "dropped pages are there", layer, b);
         return;
     }
@@ -494,17 +498,16 @@ static void check_block(struct check *check, uint32_t layer, uint32_t b)
     if (block != NULL && (is_missing || block->state != KVD_BLOCK_RESIDENT)) {
         check_that(check,
             is_missing && block->state == KVD_BLOCK_MISSING && block->miss_reason != 0 &&
-                block->layers[layer].rows == NULL && block->layers[layer].tiles == NULL,
+                rows == NULL && tiles == NULL && block->rows == NULL && block->tiles == NULL,
             "a missing block is not quite missing", layer, b);
         return;
     }
-    if (block == NULL || (block->layers[layer].tiles == NULL) != is_sink) {
+    if (block == NULL || (tiles == NULL) != is_sink) {
         check_that(check, false, "a kept block has other pages than it should", layer, b);
         return;
     }
-    const struct kvd_page *rows = block->layers[layer].rows;
     usage_count(&check->usage, rows, true);
-    usage_count(&check->usage, block->layers[layer].tiles, b < ml->sealed_blocks);
+    usage_count(&check->usage, tiles, b < ml->sealed_blocks);
     if (!is_sink && b < ml->sealed_blocks) {
         check_tiles(check, layer, b);
     } else if ((uint64_t)b * ml->ls->spec.group < ml->length) {

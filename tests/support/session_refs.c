@@ -91,7 +91,8 @@ static int ref_compare(const void *a, const void *b)
 }
 
 /* What an object holds itself, once for each object. */
-static void expand(struct kvt_refs *refs, const void *object, enum ref_kind kind)
+static void expand(struct kvt_refs *refs, const struct kvd_service *service, const void *object,
+    enum ref_kind kind)
 {
     if (kind == REF_SPAN) {
         const struct kvd_span *span = object;
@@ -102,14 +103,15 @@ static void expand(struct kvt_refs *refs, const void *object, enum ref_kind kind
     if (kind == REF_BLOCK) {
         const struct kvd_block *block = object;
         for (uint32_t i = 0; i < block->layer_count; i++) {
-            kvt_refs_add_page(refs, block->layers[i].rows);
-            kvt_refs_add_page(refs, block->layers[i].tiles);
+            kvt_refs_add_page(refs, kvd_block_rows(&service->pages, block, i));
+            kvt_refs_add_page(refs, kvd_block_tiles(&service->pages, block, i));
         }
     }
 }
 
 /* Count the references to each object of a kind; returns how many objects have another count. */
-static unsigned check_kind(struct kvt_refs *refs, enum ref_kind kind, size_t *ret_distinct)
+static unsigned check_kind(struct kvt_refs *refs, const struct kvd_service *service,
+    enum ref_kind kind, size_t *ret_distinct)
 {
     static const char *const names[] = {"span", "block", "page"};
     unsigned wrong = 0;
@@ -130,7 +132,7 @@ static unsigned check_kind(struct kvt_refs *refs, enum ref_kind kind, size_t *re
             printf("a %s has %zu references and counts %" PRIu32 "\n", names[kind], next - i,
                 ref.counted);
         }
-        expand(refs, ref.object, kind); /* added behind `count` */
+        expand(refs, service, ref.object, kind); /* added behind `count` */
     }
     *ret_distinct = distinct;
     return wrong;
@@ -140,10 +142,10 @@ unsigned kvt_refs_check(struct kvt_refs *refs, const struct kvd_service *service
 {
     size_t distinct;
     uint64_t pages = 0;
-    unsigned wrong = check_kind(refs, REF_SPAN, &distinct);
+    unsigned wrong = check_kind(refs, service, REF_SPAN, &distinct);
 
-    wrong += check_kind(refs, REF_BLOCK, &distinct);
-    wrong += check_kind(refs, REF_PAGE, &refs->distinct_pages);
+    wrong += check_kind(refs, service, REF_BLOCK, &distinct);
+    wrong += check_kind(refs, service, REF_PAGE, &refs->distinct_pages);
     for (size_t i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
         pages += service->pages.classes[i].pages;
     }

@@ -25,11 +25,11 @@ static void test_s01_sink_blocks_stay_halves(void **state)
     kvt_case_init(&c, NULL, 0);
     kvt_case_grow(&c, 64);
     kvt_case_grow(&c, 200);
-    const struct kvd_block_layer *bl = &kvd_session_block(c.session, 0)->layers[0];
-    assert_non_null(bl->rows);
-    assert_null(bl->tiles);
-    assert_int_equal(bl->rows->page_class, KVD_PAGE_SINK);
-    assert_null(kvd_session_block(c.session, 1)->layers[0].rows);
+    const struct kvd_page *rows = kvd_session_rows(c.session, 0, 0);
+    assert_non_null(rows);
+    assert_null(kvd_session_tiles(c.session, 0, 0));
+    assert_int_equal(rows->page_class, KVD_PAGE_SINK);
+    assert_null(kvd_session_rows(c.session, 1, 0));
     kvt_case_fini(&c);
 }
 

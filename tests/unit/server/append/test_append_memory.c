@@ -57,8 +57,8 @@ static void test_s05_the_first_layer_reserves_for_all(void **state)
     kvt_case_store(&c, append);
     assert_int_equal(kvd_session_block_count(c.session), 3);
     for (uint32_t i = 0; i < 3; i++) {
-        assert_non_null(kvd_session_block(c.session, 2)->layers[i].rows);
-        assert_non_null(kvd_session_block(c.session, 2)->layers[i].tiles);
+        assert_non_null(kvd_session_rows(c.session, 2, i));
+        assert_non_null(kvd_session_tiles(c.session, 2, i));
     }
     /* So the rest of this block needs no memory for pages. */
     c.rig.source.is_empty = true;
@@ -202,9 +202,9 @@ static void test_s05_copy_on_write_without_room_is_retried(void **state)
 
     kvt_case_init(&c, &(struct kvt_rig_options){.shape = &kvt_shape_large}, 0);
     kvt_case_grow(&c, 200);
-    struct kvd_page *page = kvd_page_ref(kvd_session_block(c.session, 1)->layers[0].rows);
+    struct kvd_page *page = kvd_page_ref(kvd_session_rows(c.session, 1, 0));
     uint8_t *seen = kvt_alloc(c.rig.shape->layers[0].rows_page_bytes);
-    memcpy(seen, page->data, c.rig.shape->layers[0].rows_page_bytes);
+    memcpy(seen, kvd_page_data(page), c.rig.shape->layers[0].rows_page_bytes);
     assert_false(kvt_case_cut(&c, 190));
     c.rig.service.budget.limit_bytes = c.rig.service.budget.used_bytes + MIB;
     /* Fill what is left of the chunks. */
@@ -222,8 +222,8 @@ static void test_s05_copy_on_write_without_room_is_retried(void **state)
         kvd_page_unref(&c.rig.service.pages, fill[--filled]);
     }
     kvt_case_store(&c, append);
-    assert_ptr_not_equal(kvd_session_block(c.session, 1)->layers[0].rows, page);
-    assert_memory_equal(seen, page->data, c.rig.shape->layers[0].rows_page_bytes);
+    assert_ptr_not_equal(kvd_session_rows(c.session, 1, 0), page);
+    assert_memory_equal(seen, kvd_page_data(page), c.rig.shape->layers[0].rows_page_bytes);
     kvd_page_unref(&c.rig.service.pages, page);
     free(seen);
     c.rig.service.budget.limit_bytes = 1024 * MIB;

@@ -36,7 +36,8 @@ static size_t copy_rows(const struct kvd_layer_shape *ls, const struct kvd_page 
         uint32_t head = n % ls->kv_heads;
         size_t row_bytes = (is_v ? ls->spec.v_dim : ls->spec.k_dim) * sizeof(uint16_t);
         size_t offset = is_v ? kvd_rows_v_offset(ls, head) : kvd_rows_k_offset(ls, head);
-        memcpy(dst, (const uint8_t *)page->data + offset + first * row_bytes, count * row_bytes);
+        memcpy(dst, (const uint8_t *)kvd_page_data(page) + offset + first * row_bytes,
+            count * row_bytes);
         dst += count * row_bytes;
     }
     return (size_t)(dst - start);
@@ -48,7 +49,8 @@ static size_t copy_records(
     size_t record_bytes = kvarn_record_bytes(&ls->spec);
 
     for (uint32_t head = 0; head < ls->kv_heads; head++) {
-        kvarn_tile_to_record(&ls->spec, (const uint8_t *)page->data + head * ls->tile_bytes,
+        kvarn_tile_to_record(&ls->spec,
+            (const uint8_t *)kvd_page_data(page) + head * ls->tile_bytes,
             dst + head * record_bytes);
     }
     return ls->kv_heads * record_bytes;
@@ -159,7 +161,7 @@ static void test_s02_records_behind_open_blocks_seal_them(void **state)
     kvt_case_init(&c, NULL, 64);
     kvt_case_grow(&c, 192);
     assert_int_equal(c.session->layers[0].sealed_blocks, 2);
-    assert_non_null(kvd_session_block(c.session, 2)->layers[0].rows);
+    assert_non_null(kvd_session_rows(c.session, 2, 0));
     zeros_init(&copy, c.session, 0, 2);
     kvt_model_tiles(&c.model, &copy.tiles);
     assert_int_equal(kvt_tiles_begin(&c.rig, &copy.tiles), 0);

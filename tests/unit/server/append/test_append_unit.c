@@ -44,9 +44,15 @@ static void fixture_fini(struct fixture *fx)
     kvt_rig_fini(&fx->rig);
 }
 
-static const struct kvd_block_layer *block_layer(const struct fixture *fx, uint32_t block_idx)
+/* Pages of the first layer. */
+static struct kvd_page *rows_at(const struct fixture *fx, uint32_t block_idx)
 {
-    return &kvd_session_block(fx->session, block_idx)->layers[0];
+    return kvd_session_rows(fx->session, block_idx, 0);
+}
+
+static struct kvd_page *tiles_at(const struct fixture *fx, uint32_t block_idx)
+{
+    return kvd_session_tiles(fx->session, block_idx, 0);
 }
 
 static struct kvd_append_unit unit_of(const struct fixture *fx, uint64_t start, uint32_t count)
@@ -85,19 +91,19 @@ static void test_place_writes_in_place_above_what_was_written(void **state)
 
     fixture_init(&fx);
     struct kvd_append_unit unit = unit_of(&fx, 0, 10);
-    struct kvd_page *page = block_layer(&fx, 0)->rows;
+    struct kvd_page *page = rows_at(&fx, 0);
     assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
-    assert_ptr_equal(block_layer(&fx, 0)->rows, page);
-    assert_ptr_equal(unit.dst, page->data);
-    assert_int_equal(page->filled_tokens, 10);
+    assert_ptr_equal(rows_at(&fx, 0), page);
+    assert_ptr_equal(unit.dst, kvd_page_data(page));
+    assert_int_equal(kvd_page_filled(page), 10);
     /* A reader of those ten rows does not hinder who writes the eleventh. */
     (void)kvd_page_ref(page);
     unit = unit_of(&fx, 10, 5);
     assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
-    assert_ptr_equal(block_layer(&fx, 0)->rows, page);
+    assert_ptr_equal(rows_at(&fx, 0), page);
     assert_null(unit.copied);
     kvd_append_unit_unplace(&unit, fx.session); /* nothing to undo */
-    assert_ptr_equal(block_layer(&fx, 0)->rows, page);
+    assert_ptr_equal(rows_at(&fx, 0), page);
     kvd_page_unref(&fx.rig.service.pages, page);
     fixture_fini(&fx);
 }
@@ -115,26 +121,26 @@ static void test_place_copies_rows_that_a_reader_holds(void **state)
     assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
     kvd_append_unit_run(&unit, &fault);
     assert_int_equal(fault.err, 0);
-    struct kvd_page *page = kvd_page_ref(block_layer(&fx, 0)->rows);
+    struct kvd_page *page = kvd_page_ref(rows_at(&fx, 0));
     for (unsigned n = 0; n < 2; n++) {
         unit = unit_of(&fx, 12, 3);
         memset(fx.payload, 0x22, 1 << 16);
         assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
         assert_ptr_equal(unit.copied, page);
-        assert_ptr_not_equal(block_layer(&fx, 0)->rows, page);
+        assert_ptr_not_equal(rows_at(&fx, 0), page);
         if (n == 0) { /* refused: the page that was there comes back */
             kvd_append_unit_unplace(&unit, fx.session);
-            assert_ptr_equal(block_layer(&fx, 0)->rows, page);
+            assert_ptr_equal(rows_at(&fx, 0), page);
             assert_int_equal(page->refs, 2);
         }
     }
     kvd_append_unit_run(&unit, &fault);
     assert_int_equal(fault.err, 0);
-    const uint8_t *row = block_layer(&fx, 0)->rows->data;
+    const uint8_t *row = kvd_page_data(rows_at(&fx, 0));
     assert_int_equal(row[11 * 32], 0x11);
     assert_int_equal(row[12 * 32], 0x22);
-    assert_int_equal(((const uint8_t *)page->data)[12 * 32], 0x11);
-    assert_int_equal(block_layer(&fx, 0)->rows->filled_tokens, 15);
+    assert_int_equal(((const uint8_t *)kvd_page_data(page))[12 * 32], 0x11);
+    assert_int_equal(kvd_page_filled(rows_at(&fx, 0)), 15);
     kvd_page_unref(&fx.rig.service.pages, unit.copied);
     kvd_page_unref(&fx.rig.service.pages, page);
     fixture_fini(&fx);
@@ -147,13 +153,13 @@ static void test_place_takes_rows_where_records_were_expected(void **state)
     (void)state;
 
     fixture_init(&fx);
-    assert_null(block_layer(&fx, 1)->rows);
+    assert_null(rows_at(&fx, 1));
     struct kvd_append_unit unit = unit_of(&fx, 64, 3);
     assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
-    assert_non_null(block_layer(&fx, 1)->rows);
+    assert_non_null(rows_at(&fx, 1));
     assert_int_equal(fx.session->layers[0].tail_pages, 1);
     kvd_append_unit_unplace(&unit, fx.session);
-    assert_null(block_layer(&fx, 1)->rows);
+    assert_null(rows_at(&fx, 1));
     assert_int_equal(fx.session->layers[0].tail_pages, 0);
     fixture_fini(&fx);
 }
@@ -185,9 +191,10 @@ static void test_s21_records_become_tiles(void **state)
     kvd_append_unit_run(&unit, &fault);
     assert_int_equal(fault.err, 0);
     kvd_append_unit_commit(&unit, fx.session);
-    const struct kvd_page *page = block_layer(&fx, 1)->tiles;
-    assert_memory_equal(page->data, tiles, ls->tile_page_bytes);
-    assert_true(page->checksum == XXH3_64bits(tiles, ls->tile_page_bytes));
+    const struct kvd_page *page = tiles_at(&fx, 1);
+    assert_memory_equal(kvd_page_data(page), tiles, ls->tile_page_bytes);
+    assert_true(kvd_page_checksum_matches(
+        kvd_page_checksum(page), XXH3_64bits(tiles, ls->tile_page_bytes)));
     assert_int_equal(page->encoder, KVARN_ENCODER_DEFAULT);
     free(k);
     free(v);

@@ -38,7 +38,7 @@ static uint64_t metric(const struct kvt_case *c, enum kvd_metric metric)
 /* Encoder of the sealed page of a block. */
 static enum kvarn_encoder encoder_of(const struct kvt_case *c, uint32_t block_idx)
 {
-    return (enum kvarn_encoder)kvd_session_block(c->session, block_idx)->layers[0].tiles->encoder;
+    return (enum kvarn_encoder)kvd_session_tiles(c->session, block_idx, 0)->encoder;
 }
 
 static void test_s13_the_session_chooses_the_encoder(void **state)

@@ -93,7 +93,7 @@ static void learn(struct kvt_rig *rig, uint64_t seed)
 
 static const struct kvd_page *tiles_of(const struct kvd_session *session, uint32_t block_idx)
 {
-    return kvd_session_block(session, block_idx)->layers[0].tiles;
+    return kvd_session_tiles(session, block_idx, 0);
 }
 
 static void test_s13_aware_once_enough_queries_are_known(void **state)
@@ -107,12 +107,13 @@ static void test_s13_aware_once_enough_queries_are_known(void **state)
     grow(&rig, session, 128); /* the sink and one block */
     assert_int_equal(tiles_of(session, 1)->encoder, KVARN_ENCODER_REFINED);
     assert_int_equal(metric(&rig, KVD_METRIC_pages_aware_fallback), 2);
-    uint64_t sealed = XXH3_64bits(tiles_of(session, 1)->data, kvd_page_bytes(tiles_of(session, 1)));
+    uint64_t sealed =
+        XXH3_64bits(kvd_page_data(tiles_of(session, 1)), kvd_page_bytes(tiles_of(session, 1)));
     learn(&rig, 1);
     grow(&rig, session, 128);
     for (uint32_t b = 2; b < 4; b++) {
         assert_int_equal(tiles_of(session, b)->encoder, KVARN_ENCODER_AWARE);
-        assert_int_equal(tiles_of(session, b)->metric_version,
+        assert_int_equal(kvd_page_version(tiles_of(session, b)),
             kvd_metric_store_find(&rig.service.query_metrics, rig.shape)
                 ->layers[0]
                 .version->version);
@@ -120,7 +121,8 @@ static void test_s13_aware_once_enough_queries_are_known(void **state)
     /* What was sealed stays as it is. */
     assert_int_equal(tiles_of(session, 1)->encoder, KVARN_ENCODER_REFINED);
     assert_int_equal(
-        XXH3_64bits(tiles_of(session, 1)->data, kvd_page_bytes(tiles_of(session, 1))), sealed);
+        XXH3_64bits(kvd_page_data(tiles_of(session, 1)), kvd_page_bytes(tiles_of(session, 1))),
+        sealed);
     assert_int_equal(session->pages_by_encoder[KVARN_ENCODER_REFINED], 2);
     assert_int_equal(session->pages_by_encoder[KVARN_ENCODER_AWARE], 4);
     assert_int_equal(metric(&rig, KVD_METRIC_pages_sealed_refined), 2);
@@ -145,10 +147,10 @@ static void test_the_tile_is_made_with_the_versions_factor(void **state)
     learn(&rig, 2);
     grow(&rig, session, 127);
     const struct kvd_layer_shape *ls = &rig.shape->layers[0];
-    const struct kvd_page *rows = kvd_page_ref(kvd_session_block(session, 1)->layers[0].rows);
+    const struct kvd_page *rows = kvd_page_ref(kvd_session_rows(session, 1, 0));
     grow(
         &rig, session, 1); /* the row page that is held is copied; 63 of its rows are the block's */
-    const uint8_t *data = kvd_session_block(session, 1)->layers[0].tiles->data;
+    const uint8_t *data = kvd_page_data(kvd_session_tiles(session, 1, 0));
     struct kvd_metric_sum *version =
         kvd_metric_pick(kvd_metric_store_find(&rig.service.query_metrics, rig.shape), 0);
     struct kvt_append append = kvt_append_of(session, 1, 128);
@@ -157,7 +159,7 @@ static void test_the_tile_is_made_with_the_versions_factor(void **state)
     void *tile = kvt_alloc(ls->tile_bytes);
     void *scratch = kvt_alloc(kvarn_encode_scratch_bytes(&ls->spec));
     for (uint32_t head = 0; head < 2; head++) {
-        const uint8_t *from = rows->data;
+        const uint8_t *from = kvd_page_data(rows);
         memcpy(k_half, from + kvd_rows_k_offset(ls, head), sizeof(k_half));
         memcpy(v_half, from + kvd_rows_v_offset(ls, head), sizeof(v_half));
         size_t row = 0;
@@ -251,9 +253,9 @@ static uint64_t script_digest(unsigned workers, uint64_t jitter_seed)
     for (unsigned s = 0; s < 2; s++) {
         for (uint32_t b = 1; b < sessions[s]->layers[0].sealed_blocks; b++) {
             for (uint32_t layer = 0; layer < 2; layer++) {
-                const struct kvd_page *page =
-                    kvd_session_block(sessions[s], b)->layers[layer].tiles;
-                uint64_t words[] = {digest, page->checksum, page->encoder, page->metric_version};
+                const struct kvd_page *page = kvd_session_tiles(sessions[s], b, layer);
+                uint64_t words[] = {
+                    digest, kvd_page_checksum(page), page->encoder, kvd_page_version(page)};
                 digest = XXH3_64bits(words, sizeof(words));
             }
         }

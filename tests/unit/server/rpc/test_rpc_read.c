@@ -445,7 +445,7 @@ static struct kvd_page *tiles_of(struct rpc_rig *rig, uint32_t layer, uint32_t b
         kvd_session_table_find(&rig->host.service.sessions, KVD_TENANT_DEFAULT, "s");
 
     assert_non_null(session);
-    return kvd_session_block(session, block)->layers[layer].tiles;
+    return kvd_session_tiles(session, block, layer);
 }
 
 static void test_s14_page_that_changed_is_a_miss(void **state)
@@ -457,7 +457,7 @@ static void test_s14_page_that_changed_is_a_miss(void **state)
     struct rpc_session session = rpc_open(&rig, "s", 0);
     rpc_append_all(&rig, &session, 0, 200);
     struct kvd_page *page = tiles_of(&rig, 1, 2);
-    ((uint8_t *)page->data)[kvd_page_bytes(page) / 2] ^= 1;
+    ((uint8_t *)kvd_page_data(page))[kvd_page_bytes(page) / 2] ^= 1;
     for (int stored = 0; stored < 2; stored++) {
         Kvarnd__ReadBlocks message = read_message(&session, 0, 2, 64, 192);
         message.stored = message.has_stored = stored;
@@ -469,7 +469,7 @@ static void test_s14_page_that_changed_is_a_miss(void **state)
         message.layer_count = 1;
         assert_int_equal(read_err(&rig, &message), 0);
     }
-    ((uint8_t *)page->data)[kvd_page_bytes(page) / 2] ^= 1;
+    ((uint8_t *)kvd_page_data(page))[kvd_page_bytes(page) / 2] ^= 1;
     rpc_rig_fini(&rig);
 }
 

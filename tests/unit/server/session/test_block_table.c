@@ -42,9 +42,12 @@ static void grow(struct fixture *fx, struct kvd_block_table *table, unsigned cou
     for (unsigned i = 0; i < count; i++) {
         struct kvd_block *block = kvd_block_create(fx->service, 1);
         assert_non_null(block);
+        struct kvd_page *page = NULL;
         assert_int_equal(kvd_page_take(&fx->service->pages, KVD_TENANT_DEFAULT, PAGE_BYTES,
-                             KVD_PAGE_TILES, &block->layers[0].tiles),
+                             KVD_PAGE_TILES, &page),
             0);
+        assert_int_equal(kvd_block_want_tiles(fx->service, block), 0);
+        kvd_block_set_tiles(block, 0, page);
         assert_int_equal(kvd_block_table_reserve(fx->service, table), 0);
         kvd_block_table_push(table, block);
     }

@@ -96,7 +96,7 @@ static void test_s11_the_tail_is_copied_on_write(void **state)
     for (int parent_first = 0; parent_first < 2; parent_first++) {
         kvt_case_init(&c, NULL, 0);
         kvt_case_grow(&c, 300); /* block 4 has 44 rows */
-        const struct kvd_page *rows = kvd_session_block(c.session, 4)->layers[0].rows;
+        const struct kvd_page *rows = kvd_session_rows(c.session, 4, 0);
         struct kvt_case child = case_fork(&c, UINT64_MAX);
         for (int i = 0; i < 2; i++) {
             if ((i == 0) == (parent_first != 0)) {
@@ -105,9 +105,8 @@ static void test_s11_the_tail_is_copied_on_write(void **state)
                 child_grow(&c, &child, 5, 77);
             }
         }
-        assert_int_equal(kvd_session_block(c.session, 4)->layers[0].rows == rows, parent_first);
-        assert_int_equal(
-            kvd_session_block(child.session, 4)->layers[0].rows == rows, !parent_first);
+        assert_int_equal(kvd_session_rows(c.session, 4, 0) == rows, parent_first);
+        assert_int_equal(kvd_session_rows(child.session, 4, 0) == rows, !parent_first);
         assert_ptr_equal(kvd_session_block(child.session, 3), kvd_session_block(c.session, 3));
         kvt_case_check(&c);
         refs_check(&c, &child);

@@ -58,17 +58,18 @@ static void test_s05_a_block_has_pages_for_all_layers(void **state)
     assert_int_equal(add(&fx, KVD_RESERVE_TILES), 0);
     for (uint32_t i = 0; i < 3; i++) {
         const struct kvd_layer_shape *ls = &fx.rig.shape->layers[i];
-        const struct kvd_block_layer *bl[3];
+        const struct kvd_page *rows[3], *tiles[3];
         for (unsigned b = 0; b < 3; b++) {
-            bl[b] = &kvd_session_block(fx.session, b)->layers[i];
+            rows[b] = kvd_session_rows(fx.session, b, i);
+            tiles[b] = kvd_session_tiles(fx.session, b, i);
         }
-        assert_int_equal(kvd_page_bytes(bl[0]->rows), ls->rows_page_bytes);
-        assert_int_equal(bl[0]->rows->page_class, KVD_PAGE_SINK);
-        assert_null(bl[0]->tiles);
-        assert_int_equal(bl[1]->rows->page_class, KVD_PAGE_TAIL);
-        assert_int_equal(kvd_page_bytes(bl[1]->tiles), ls->tile_page_bytes);
-        assert_null(bl[2]->rows);
-        assert_int_equal(bl[2]->tiles->page_class, KVD_PAGE_TILES);
+        assert_int_equal(kvd_page_bytes(rows[0]), ls->rows_page_bytes);
+        assert_int_equal(rows[0]->page_class, KVD_PAGE_SINK);
+        assert_null(tiles[0]);
+        assert_int_equal(rows[1]->page_class, KVD_PAGE_TAIL);
+        assert_int_equal(kvd_page_bytes(tiles[1]), ls->tile_page_bytes);
+        assert_null(rows[2]);
+        assert_int_equal(tiles[2]->page_class, KVD_PAGE_TILES);
         assert_int_equal(fx.session->layers[i].tail_pages, 1);
     }
     fixture_fini(&fx);
@@ -187,28 +188,30 @@ static void test_rows_for_write(void **state)
     claim(&fx, 128);
     assert_int_equal(add(&fx, KVD_RESERVE_ROWS), 0);
     assert_int_equal(add(&fx, KVD_RESERVE_TILES), 0);
-    struct kvd_page *const *rows = &kvd_session_block(fx.session, 0)->layers[0].rows;
-    struct kvd_page *page = *rows;
-    page->filled_tokens = 30;
+    struct kvd_page *page = kvd_session_rows(fx.session, 0, 0);
+    kvd_page_set_filled(page, 30);
     assert_int_equal(kvd_session_rows_for_write(fx.session, 0, 0, 10, &copied, &why), 0);
-    assert_true(copied == NULL && *rows == page); /* nobody else holds it */
+    assert_true(
+        copied == NULL && kvd_session_rows(fx.session, 0, 0) == page); /* nobody else holds it */
     (void)kvd_page_ref(page);
     assert_int_equal(kvd_session_rows_for_write(fx.session, 0, 0, 30, &copied, &why), 0);
-    assert_true(copied == NULL && *rows == page); /* what was written stays */
+    assert_true(
+        copied == NULL && kvd_session_rows(fx.session, 0, 0) == page); /* what was written stays */
     assert_int_equal(kvd_session_rows_for_write(fx.session, 0, 0, 29, &copied, &why), 0);
     assert_ptr_equal(copied, page);
-    assert_ptr_not_equal(*rows, page);
-    assert_int_equal((*rows)->filled_tokens, 29);
-    assert_int_equal((*rows)->page_class, KVD_PAGE_SINK);
+    const struct kvd_page *own = kvd_session_rows(fx.session, 0, 0);
+    assert_ptr_not_equal(own, page);
+    assert_int_equal(kvd_page_filled(own), 29);
+    assert_int_equal(own->page_class, KVD_PAGE_SINK);
     kvd_page_unref(&fx.rig.service.pages, page);
     kvd_page_unref(&fx.rig.service.pages, copied);
     /* There is none yet: records were expected. */
     assert_int_equal(kvd_session_rows_for_write(fx.session, 1, 1, 0, &copied, &why), 0);
     assert_null(copied);
-    assert_int_equal(kvd_session_block(fx.session, 1)->layers[1].rows->page_class, KVD_PAGE_TAIL);
+    assert_int_equal(kvd_session_rows(fx.session, 1, 1)->page_class, KVD_PAGE_TAIL);
     assert_int_equal(fx.session->layers[1].tail_pages, 1);
     kvd_session_drop_rows(fx.session, 1, 1);
-    assert_null(kvd_session_block(fx.session, 1)->layers[1].rows);
+    assert_null(kvd_session_rows(fx.session, 1, 1));
     assert_int_equal(fx.session->layers[1].tail_pages, 0);
     fixture_fini(&fx);
 }

@@ -286,7 +286,7 @@ static void test_s03_readers_keep_what_they_took(void **state)
         pages[b] = kvd_page_ref(kvd_session_reader_page(c.session, 0, b, sealed));
         bytes[b] = kvd_page_bytes(pages[b]);
         seen[b] = kvt_alloc(bytes[b]);
-        memcpy(seen[b], pages[b]->data, bytes[b]);
+        memcpy(seen[b], kvd_page_data(pages[b]), bytes[b]);
     }
     assert_false(kvt_case_cut(&c, 230)); /* tail */
     kvt_case_grow(&c, 60);
@@ -297,7 +297,7 @@ static void test_s03_readers_keep_what_they_took(void **state)
     kvt_case_check(&c);
     for (uint32_t b = 0; b < 4; b++) {
         size_t below = b == 3 ? 48 * 16 * 2 : bytes[b]; /* the tail had 48 rows of K first */
-        assert_memory_equal(pages[b]->data, seen[b], below);
+        assert_memory_equal(kvd_page_data(pages[b]), seen[b], below);
         kvd_page_unref(&c.rig.service.pages, pages[b]);
         free(seen[b]);
     }

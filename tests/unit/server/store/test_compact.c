@@ -138,18 +138,18 @@ static void test_what_is_in_use_stays(void **state)
     drop_most(&fx, 12);
     for (unsigned i = 0; i < COUNT; i++) {
         if (fx.sessions[i] != NULL && i % 24 == 11) {
-            held[i] = kvd_page_ref(kvd_session_block(fx.sessions[i], 2)->layers[0].tiles);
+            held[i] = kvd_page_ref(kvd_session_tiles(fx.sessions[i], 2, 0));
         } else if (fx.sessions[i] != NULL) {
             assert_int_equal(kvd_session_copy(fx.sessions[i], NULL, &copies[i], &why), 0);
-            held[i] = kvd_session_block(fx.sessions[i], 2)->layers[0].tiles;
+            held[i] = kvd_session_tiles(fx.sessions[i], 2, 0);
         }
-        at[i] = held[i] == NULL ? NULL : held[i]->data;
+        at[i] = held[i] == NULL ? NULL : kvd_page_data(held[i]);
     }
     compact(&fx);
     for (unsigned i = 0; i < COUNT; i++) {
         if (held[i] != NULL) {
-            assert_ptr_equal(kvd_session_block(fx.sessions[i], 2)->layers[0].tiles, held[i]);
-            assert_ptr_equal(held[i]->data, at[i]);
+            assert_ptr_equal(kvd_session_tiles(fx.sessions[i], 2, 0), held[i]);
+            assert_ptr_equal(kvd_page_data(held[i]), at[i]);
         }
         if (held[i] != NULL && copies[i] == NULL) {
             kvd_page_unref(&fx.rig.service.pages, held[i]);

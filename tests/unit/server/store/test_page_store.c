@@ -169,17 +169,21 @@ static void semantics_26_a_taken_page_looks_new(void **state)
     struct fixture fx;
     fixture_init(&fx, 64 * MIB);
     struct kvd_page *page = take(&fx, 1, 4096);
-    page->checksum = 77;
-    page->filled_tokens = 5;
-    page->encoder = 2;
-    page->metric_version = 9;
+    kvd_page_set_checksum(page, UINT64_MAX);
+    kvd_page_set_encoder(page, KVARN_ENCODER_REFINED);
+    assert_int_equal(kvd_page_want_version(&fx.store, page), 0);
+    kvd_page_set_version(page, 9);
+    assert_true(kvd_page_checksum(page) == KVD_PAGE_CHECK_MASK);
+    assert_int_equal(page->encoder, KVARN_ENCODER_REFINED);
+    assert_int_equal(page->refs, 1);
+    assert_int_equal(kvd_page_version(page), 9);
     kvd_page_unref(&fx.store, page);
     struct kvd_page *again = take(&fx, 1, 4096);
     assert_ptr_equal(again, page);
-    assert_int_equal(again->checksum, 0);
-    assert_int_equal(again->filled_tokens, 0);
+    assert_int_equal(kvd_page_checksum(again), 0);
+    assert_int_equal(kvd_page_filled(again), 0);
     assert_int_equal(again->encoder, 0);
-    assert_int_equal(again->metric_version, 0);
+    assert_int_equal(kvd_page_version(again), 0);
     kvd_page_unref(&fx.store, again);
     fixture_fini(&fx);
 }
@@ -232,7 +236,8 @@ static void lowest_slot_is_taken_first(void **state)
     fixture_init(&fx, 64 * MIB);
     for (uint32_t i = 0; i < SLOTS; i++) {
         pages[i] = take(&fx, 1, KIB);
-        assert_int_equal(pages[i]->slot_idx, i);
+        assert_int_equal(
+            (uintptr_t)kvd_page_data(pages[i]) - (uintptr_t)kvd_page_data(pages[0]), i * KIB);
     }
     assert_int_equal(fx.source.chunk_count, 1);
     for (size_t i = 0; i < 5; i++) {
@@ -328,8 +333,8 @@ static void lowest_chunk_is_filled_first(void **state)
     }
     for (size_t i = 0; i < 8; i += 2) {
         pages[i] = take(&fx, 1, MIB);
-        assert_true((uintptr_t)pages[i]->data > data_last);
-        data_last = (uintptr_t)pages[i]->data;
+        assert_true((uintptr_t)kvd_page_data(pages[i]) > data_last);
+        data_last = (uintptr_t)kvd_page_data(pages[i]);
     }
     assert_int_equal(fx.source.chunk_count, 4);
     for (size_t i = 0; i < 8; i++) {
@@ -343,6 +348,7 @@ enum { MODEL_PAGES = 600, MODEL_SIZES = 6, MODEL_STEPS = 60000 };
 struct model_page {
     struct kvd_page *page; /* NULL: none here */
     uint32_t refs;
+    uint32_t version;
     uint32_t mark;
 };
 struct model {
@@ -364,17 +370,40 @@ static uint32_t model_random(struct model *model, uint32_t below)
 static void mark_write(const struct model_page *mp)
 {
     size_t bytes = kvd_page_bytes(mp->page);
-    memcpy(mp->page->data, &mp->mark, sizeof(mp->mark));
-    memcpy((char *)mp->page->data + bytes - sizeof(mp->mark), &mp->mark, sizeof(mp->mark));
+    memcpy(kvd_page_data(mp->page), &mp->mark, sizeof(mp->mark));
+    memcpy((char *)kvd_page_data(mp->page) + bytes - sizeof(mp->mark), &mp->mark, sizeof(mp->mark));
 }
 
-static void mark_check(const struct model_page *mp)
+static void mark_check(const struct model *model, const struct model_page *mp)
 {
     size_t bytes = kvd_page_bytes(mp->page);
-    assert_memory_equal(mp->page->data, &mp->mark, sizeof(mp->mark));
+    assert_memory_equal(kvd_page_data(mp->page), &mp->mark, sizeof(mp->mark));
     assert_memory_equal(
-        (char *)mp->page->data + bytes - sizeof(mp->mark), &mp->mark, sizeof(mp->mark));
+        (char *)kvd_page_data(mp->page) + bytes - sizeof(mp->mark), &mp->mark, sizeof(mp->mark));
     assert_int_equal(mp->page->refs, mp->refs);
+    assert_ptr_equal(kvd_page_at(&model->fx.store, kvd_page_id(mp->page)), mp->page);
+    assert_int_equal(kvd_page_version(mp->page), mp->version);
+    if (mp->page->page_class == KVD_PAGE_TILES) {
+        assert_true(
+            kvd_page_checksum_matches(kvd_page_checksum(mp->page), (uint64_t)mp->mark << 20));
+    } else {
+        assert_int_equal(kvd_page_filled(mp->page), (uint32_t)mp->mark);
+    }
+}
+
+/* What the descriptor says of a page, and for one in three the version of a metric. */
+static void model_describe(struct model *model, struct model_page *mp)
+{
+    if (mp->page->page_class == KVD_PAGE_TILES) {
+        kvd_page_set_checksum(mp->page, (uint64_t)mp->mark << 20);
+    } else {
+        kvd_page_set_filled(mp->page, (uint32_t)mp->mark);
+    }
+    mp->version = 0;
+    if (model_random(model, 3) == 0 && kvd_page_want_version(&model->fx.store, mp->page) == 0) {
+        mp->version = (uint32_t)mp->mark;
+        kvd_page_set_version(mp->page, mp->version);
+    }
 }
 
 static void model_take(struct model *model, struct model_page *mp)
@@ -391,18 +420,19 @@ static void model_take(struct model *model, struct model_page *mp)
         model->refused_count++;
         return;
     }
-    assert_int_equal((uintptr_t)mp->page->data % 64, 0);
+    assert_int_equal((uintptr_t)kvd_page_data(mp->page) % 64, 0);
     assert_int_equal(kvd_page_bytes(mp->page), bytes);
     mp->refs = 1;
     mp->mark = ++model->mark_last;
     mark_write(mp);
+    model_describe(model, mp);
     model->classes[page_class].pages++;
     model->classes[page_class].bytes += bytes;
 }
 
 static void model_unref(struct model *model, struct model_page *mp)
 {
-    mark_check(mp);
+    mark_check(model, mp);
     if (--mp->refs == 0) {
         model->classes[mp->page->page_class].pages--;
         model->classes[mp->page->page_class].bytes -= kvd_page_bytes(mp->page);
@@ -433,8 +463,8 @@ static int page_compare(const void *a, const void *b)
 {
     const struct model_page *pa = a;
     const struct model_page *pb = b;
-    uintptr_t da = pa->page != NULL ? (uintptr_t)pa->page->data : UINTPTR_MAX;
-    uintptr_t db = pb->page != NULL ? (uintptr_t)pb->page->data : UINTPTR_MAX;
+    uintptr_t da = pa->page != NULL ? (uintptr_t)kvd_page_data(pa->page) : UINTPTR_MAX;
+    uintptr_t db = pb->page != NULL ? (uintptr_t)kvd_page_data(pb->page) : UINTPTR_MAX;
     return (da > db) - (da < db);
 }
 
@@ -444,8 +474,8 @@ static void model_check_overlap(const struct model *model)
     memcpy(sorted, model->pages, sizeof(sorted));
     qsort(sorted, MODEL_PAGES, sizeof(sorted[0]), page_compare);
     for (size_t i = 0; i + 1 < MODEL_PAGES && sorted[i + 1].page != NULL; i++) {
-        uintptr_t end = (uintptr_t)sorted[i].page->data + kvd_page_bytes(sorted[i].page);
-        assert_true(end <= (uintptr_t)sorted[i + 1].page->data);
+        uintptr_t end = (uintptr_t)kvd_page_data(sorted[i].page) + kvd_page_bytes(sorted[i].page);
+        assert_true(end <= (uintptr_t)kvd_page_data(sorted[i + 1].page));
     }
 }
 
