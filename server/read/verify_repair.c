@@ -66,6 +66,7 @@ static enum kvd_verify_outcome pages_drop(const struct kvd_verify_check *check, 
     }
     if (is_record_bad) {
         kvd_session_part_cold(session, check->block_idx, KVARND__MISS_REASON__MISS_CHECKSUM);
+        kvd_cold_changed(session, check->block_idx); /* maps end before it from now on */
     }
     kvd_evictor_update(session);
     block = kvd_session_block(session, check->block_idx);
