@@ -38,11 +38,12 @@ static void flushed_cb(void *ctx)
 void kvt_cold_life_stop(struct kvt_rig *rig)
 {
     bool is_flushed = false;
+    unsigned turns = 0;
 
     kvt_rig_settle(rig);
     kvd_cold_flush(&rig->service.cold, flushed_cb, &is_flushed);
-    for (unsigned turns = 0; !is_flushed; turns++) {
-        assert_true(turns < TURNS_MAX);
+    while (!is_flushed) {
+        assert_true(turns++ < TURNS_MAX);
         kvt_rig_settle(rig);
         kvd_io_fake_advance_ms(rig->fake, 10);
     }
