@@ -59,23 +59,37 @@ static int64_t do_open(const struct kvd_file_op *op)
     return from_result(fd);
 }
 
+/* Most stretches that the kernel takes at once. */
+#define CALL_VECS_MAX 1024
+
+/* Move the next stretches, the first of them without its first `skip` bytes. */
+static ssize_t transfer_some(const struct kvd_file_op *op, unsigned idx, size_t skip, uint64_t done)
+{
+    struct iovec vecs[CALL_VECS_MAX]; /* 16 KiB */
+    unsigned left = op->vec_count - idx;
+    int count = left < CALL_VECS_MAX ? (int)left : CALL_VECS_MAX;
+    off_t offset = (off_t)(op->offset + done);
+
+    memcpy(vecs, op->vecs + idx, (size_t)count * sizeof(*vecs));
+    vecs[0].iov_base = (char *)vecs[0].iov_base + skip;
+    vecs[0].iov_len -= skip;
+    return op->verb == KVD_FILE_READ ? preadv(op->fd, vecs, count, offset)
+                                     : pwritev(op->fd, vecs, count, offset);
+}
+
 /*
  * Read or write all stretches from the first on. The kernel may take part of them: then the first
  * that is not done is gone on with.
  */
 static int64_t do_transfer(const struct kvd_file_op *op)
 {
-    struct iovec vecs[KVD_FILE_VECS_MAX]; /* 16 KiB: a copy whose first one moves on */
     unsigned idx = 0;
+    size_t skip = 0;
     uint64_t done = 0;
 
     KVARN_ASSERT(op->vec_count > 0 && op->vec_count <= KVD_FILE_VECS_MAX);
-    memcpy(vecs, op->vecs, op->vec_count * sizeof(*vecs));
     while (idx < op->vec_count) {
-        int count = (int)(op->vec_count - idx);
-        off_t offset = (off_t)(op->offset + done);
-        ssize_t moved = op->verb == KVD_FILE_READ ? preadv(op->fd, vecs + idx, count, offset)
-                                                  : pwritev(op->fd, vecs + idx, count, offset);
+        ssize_t moved = transfer_some(op, idx, skip, done);
         if (moved < 0 && errno == EINTR) {
             continue;
         }
@@ -86,13 +100,10 @@ static int64_t do_transfer(const struct kvd_file_op *op)
             return op->verb == KVD_FILE_READ ? (int64_t)done : KVARN_EIO;
         }
         done += (uint64_t)moved;
-        for (size_t left = (size_t)moved; idx < op->vec_count; idx++) {
-            if (left < vecs[idx].iov_len) {
-                vecs[idx].iov_base = (char *)vecs[idx].iov_base + left;
-                vecs[idx].iov_len -= left;
-                break;
-            }
-            left -= vecs[idx].iov_len;
+        skip += (size_t)moved;
+        while (idx < op->vec_count && skip >= op->vecs[idx].iov_len) {
+            skip -= op->vecs[idx].iov_len;
+            idx++;
         }
     }
     return (int64_t)done;

@@ -38,8 +38,11 @@ enum kvd_file_verb {
 #define KVD_FILE_MAKE     2u /* make it if it is not there */
 #define KVD_FILE_MUST_NEW 4u /* with MAKE: KVARN_ECONFLICT if it is there */
 
-/* Most stretches of memory in one read or write. */
-#define KVD_FILE_VECS_MAX 1024
+/*
+ * Most stretches of memory in one read or write: the rows of a tail, K and V by head, of 80 layers
+ * of 8 heads in 6 blocks, are 7,680.
+ */
+#define KVD_FILE_VECS_MAX 8192
 
 /* Room for what an io keeps with an operation in flight; io_uv.c asserts that it is enough. */
 #define KVD_FILE_OP_ROOM 192
