@@ -152,6 +152,8 @@ struct kvd_cold_ops {
     void (*stats)(const struct kvd_cold *cold, struct kvd_cold_stats *ret);
     /* True while nothing is queued or in flight. */
     bool (*is_idle)(const struct kvd_cold *cold);
+    /* This end is not a clean one, whatever else close() manages: something could not be put. */
+    void (*spoil)(struct kvd_cold *cold);
     /*
      * Write what is queued, say that this end was clean, seal; then `closed_cb`. No put after it.
      * When files fail it ends all the same.

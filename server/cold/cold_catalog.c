@@ -351,3 +351,26 @@ struct kvd_cold_id kvd_cold_fingerprint_id(const uint8_t *fingerprint)
 {
     return kvd_cold_id_decode(fingerprint);
 }
+
+unsigned kvd_cold_page_vecs(
+    const struct kvd_layer_shape *ls, void *data, uint32_t filled_tokens, struct iovec *ret_vecs)
+{
+    uint8_t *bytes = data;
+    size_t k_bytes = (size_t)filled_tokens * ls->spec.k_dim * sizeof(uint16_t);
+    size_t v_bytes = (size_t)filled_tokens * ls->spec.v_dim * sizeof(uint16_t);
+
+    if (filled_tokens == 0) {
+        ret_vecs[0] = (struct iovec){data, ls->tile_page_bytes};
+        return 1;
+    }
+    if (filled_tokens == ls->spec.group) {
+        ret_vecs[0] = (struct iovec){data, ls->rows_page_bytes};
+        return 1;
+    }
+    for (unsigned head = 0; head < ls->kv_heads; head++) {
+        ret_vecs[head] = (struct iovec){bytes + kvd_rows_k_offset(ls, head), k_bytes};
+        ret_vecs[ls->kv_heads + head] =
+            (struct iovec){bytes + kvd_rows_v_offset(ls, head), v_bytes};
+    }
+    return 2 * ls->kv_heads;
+}

@@ -109,6 +109,13 @@ int kvd_cold_tail_decode(
 /* 16 bytes of a map's body. */
 struct kvd_cold_id kvd_cold_id_decode(const uint8_t *data);
 
+/*
+ * Where a page of a tail lies in memory, in the order of the body: of rows the filled ones of each
+ * head, K then V; all of tiles. Room for 2 * kv_heads. Returns how many.
+ */
+unsigned kvd_cold_page_vecs(
+    const struct kvd_layer_shape *ls, void *data, uint32_t filled_tokens, struct iovec *ret_vecs);
+
 /* A fingerprint as an id. */
 struct kvd_cold_id kvd_cold_fingerprint_id(const uint8_t *fingerprint);
 

@@ -9,7 +9,7 @@
 
 #include "lib/base/assert.h"
 #include "server/base/log.h"
-#include "server/cold/cold_catalog.h"
+#include "server/cold/cold_spill.h"
 #include "server/service.h"
 
 /* A record that was found. */
@@ -256,9 +256,13 @@ static void cold_fill(struct reopening *reopening, struct kvd_session *session,
         uint64_t length = map->layers[i].length;
         sc->mapped_tokens = length > sc->mapped_tokens ? length : sc->mapped_tokens;
     }
+    sc->tail_first = map->block_count;
+    sc->tail_epoch = session->epoch;
+    sc->tail_token_sum = kvd_tail_token_sum(session);
     if (has_tail && tail != NULL) {
         sc->tail_rec = record_of(tail);
         sc->is_tail_cold = true;
+        sc->is_tail_named = true;
     } else if (has_tail) {
         for (uint32_t b = map->block_count; b < session->table.count; b++) {
             struct kvd_block *block = kvd_block_table_at(&session->table, b);
@@ -287,8 +291,18 @@ static int session_make(struct reopening *reopening, struct found_record *found,
     return kvd_session_create(service, shape, head->name, &options, ret);
 }
 
+/*
+ * Whether what was found is what a clean stop left, so that a session that is all there keeps its
+ * epoch (SEMANTICS.md 7). Of a record that is damaged nobody knows whose newest map it was.
+ */
+static bool keeps_epochs(const struct kvd_cold_sessions *cold)
+{
+    return cold->found.is_clean && cold->found.damaged == 0;
+}
+
 static int session_reopen(struct reopening *reopening, struct found_record *found)
 {
+    uint64_t missing_before = reopening->missing_blocks;
     struct found_record *map_found = find(reopening, found->info.id, KVD_COLD_MAP);
     struct kvd_cold_map_head *map = calloc(1, sizeof(*map));
     struct kvd_cold_session_head head;
@@ -309,7 +323,9 @@ static int session_reopen(struct reopening *reopening, struct found_record *foun
         err = session_fill(reopening, session, map, map_bytes + map_found->info.head_bytes);
         if (err == 0) {
             cold_fill(reopening, session, found, map_found, map);
-            session->epoch = reopening->cold->found.is_clean ? map->epoch : session->epoch;
+            bool is_whole = reopening->missing_blocks == missing_before;
+            session->epoch =
+                is_whole && keeps_epochs(reopening->cold) ? map->epoch : session->epoch;
             kvd_session_table_insert(&session->service->sessions, session);
         }
         kvd_session_unref(session);

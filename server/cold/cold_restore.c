@@ -10,7 +10,7 @@
 #include "lib/base/assert.h"
 #include "server/append/seal.h"
 #include "server/base/log.h"
-#include "server/cold/cold_catalog.h"
+#include "server/cold/cold_spill.h"
 #include "server/evict/session_evict.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
@@ -35,7 +35,7 @@ struct load {
     struct kvd_cold_tail_head tail_head;  /* pages owned */
     struct kvd_page **pages;              /* owned array; refs */
     struct iovec *vecs;                   /* owned */
-    uint32_t page_count;
+    uint32_t page_count, vec_count;
     enum kvd_cold_for want; /* whoever came first; others join */
 };
 
@@ -192,20 +192,24 @@ static int block_make_room(const struct load *load, struct kvd_block *block)
     return err != 0 ? err : kvd_block_want_tiles(load->cold->service, block);
 }
 
-static int pages_alloc(struct load *load, uint32_t count)
+static int pages_alloc(struct load *load, uint32_t count, uint32_t vec_count)
 {
     load->pages = calloc(count > 0 ? count : 1, sizeof(struct kvd_page *));
-    load->vecs = calloc(count > 0 ? count : 1, sizeof(*load->vecs));
+    load->vecs = calloc(vec_count > 0 ? vec_count : 1, sizeof(*load->vecs));
     return load->pages == NULL || load->vecs == NULL ? KVARN_ENOMEM : 0;
 }
 
-static int page_add(struct load *load, size_t bytes, enum kvd_page_class page_class)
+/* A page for tiles (0 filled tokens) or rows of a layer, and where of the body goes to it. */
+static int page_add(struct load *load, const struct kvd_layer_shape *ls, uint32_t filled_tokens,
+    enum kvd_page_class page_class)
 {
     struct kvd_page *page = NULL;
+    size_t bytes = filled_tokens == 0 ? ls->tile_page_bytes : ls->rows_page_bytes;
     int err = page_take(load, bytes, page_class, &page);
 
     if (err == 0) {
-        load->vecs[load->page_count] = (struct iovec){kvd_page_data(page), bytes};
+        load->vec_count += kvd_cold_page_vecs(
+            ls, kvd_page_data(page), filled_tokens, load->vecs + load->vec_count);
         load->pages[load->page_count++] = page;
     }
     return err;
@@ -215,7 +219,7 @@ static int body_check(const struct load *load)
 {
     uint64_t bytes = 0;
 
-    for (uint32_t i = 0; i < load->page_count; i++) {
+    for (uint32_t i = 0; i < load->vec_count; i++) {
         bytes += load->vecs[i].iov_len;
     }
     return bytes == load->info.body_bytes ? 0 : KVARN_ECORRUPT;
@@ -231,8 +235,8 @@ static int body_get(struct load *load, void (*done)(struct kvd_cold_get *get, in
         return err;
     }
     load->get.head = NULL;
-    load->get.vecs = load->page_count > 0 ? load->vecs : NULL;
-    load->get.vec_count = load->page_count;
+    load->get.vecs = load->vec_count > 0 ? load->vecs : NULL;
+    load->get.vec_count = load->vec_count;
     load->get.done = done;
     return tier->ops->get(tier, &load->get);
 }
@@ -290,7 +294,7 @@ static int block_head_read(struct load *load)
     const struct kvd_shape *shape = load->session->shape;
 
     load->page_head = calloc(1, sizeof(*load->page_head));
-    if (load->page_head == NULL || pages_alloc(load, shape->layer_count) != 0) {
+    if (load->page_head == NULL || pages_alloc(load, shape->layer_count, shape->layer_count) != 0) {
         return KVARN_ENOMEM;
     }
     int err = kvd_cold_page_decode(load->head, load->info.head_bytes, load->page_head);
@@ -306,9 +310,9 @@ static int block_head_read(struct load *load)
     for (uint32_t i = 0; i < head->layer_count && err == 0; i++) {
         const struct kvd_layer_shape *ls = &shape->layers[i];
         if (head->layers[i].kind == KVD_COLD_PAGE_TILES) {
-            err = page_add(load, ls->tile_page_bytes, KVD_PAGE_TILES);
+            err = page_add(load, ls, 0, KVD_PAGE_TILES);
         } else if (head->layers[i].kind == KVD_COLD_PAGE_ROWS) {
-            err = page_add(load, ls->rows_page_bytes, KVD_PAGE_SINK);
+            err = page_add(load, ls, shape->group, KVD_PAGE_SINK);
         }
     }
     return err;
@@ -371,7 +375,7 @@ static bool is_of_tail(const struct kvd_block *block)
     return block != NULL && block->state == KVD_BLOCK_COLD && block->cold == NULL;
 }
 
-/* The block of a page of the tail gets it; it is the session's own since the start. */
+/* The block of a page of the tail gets it; a session without its tail is not copied. */
 static void tail_page_install(struct load *load, uint32_t page_idx)
 {
     struct kvd_session *session = load->session;
@@ -383,6 +387,7 @@ static void tail_page_install(struct load *load, uint32_t page_idx)
     if (!is_of_tail(block)) {
         return; /* cut off meanwhile */
     }
+    KVARN_ASSERT(block->refs == 1);
     struct kvd_page *page = kvd_page_ref(load->pages[page_idx]);
     if (from->filled_tokens == 0) {
         kvd_page_set_checksum(page, from->checksum);
@@ -447,6 +452,12 @@ static void tail_install(struct load *load)
         }
     }
     session->cold.is_tail_cold = false;
+    if (session->cold.is_tail_named) {
+        /* Until it is changed it can go again at once. */
+        session->cold.tail_epoch = session->epoch;
+        session->cold.tail_token_sum = kvd_tail_token_sum(session);
+    }
+    kvd_metrics_add(&session->service->metrics, KVD_METRIC_cold_tails_loaded, 1);
 }
 
 /* False when the session was dropped or exchanged meanwhile, or is about to be. */
@@ -479,24 +490,39 @@ static void tail_body_cb(struct kvd_cold_get *get, int err)
     tail_end(load);
 }
 
+/* Room for the pages that the head names. */
+static int tail_pages_alloc(struct load *load)
+{
+    const struct kvd_shape *shape = load->session->shape;
+    uint64_t vec_count = 0;
+
+    for (uint32_t i = 0; i < load->tail_head.page_count; i++) {
+        const struct kvd_cold_tail_page *page = &load->tail_head.pages[i];
+        if (page->layer >= shape->layer_count || page->filled_tokens > shape->group) {
+            return KVARN_ECORRUPT;
+        }
+        vec_count += 2 * (uint64_t)shape->layers[page->layer].kv_heads;
+    }
+    if (vec_count >= UINT32_MAX) {
+        return KVARN_ECORRUPT;
+    }
+    return pages_alloc(load, load->tail_head.page_count, (uint32_t)vec_count);
+}
+
 static int tail_pages_take(struct load *load)
 {
     const struct kvd_session *session = load->session;
-    int err = pages_alloc(load, load->tail_head.page_count);
+    int err = tail_pages_alloc(load);
 
     for (uint32_t i = 0; i < load->tail_head.page_count && err == 0; i++) {
         const struct kvd_cold_tail_page *page = &load->tail_head.pages[i];
-        if (page->layer >= session->shape->layer_count ||
-            page->filled_tokens > session->shape->group) {
-            return KVARN_ECORRUPT;
-        }
-        const struct kvd_layer_shape *ls = &session->shape->layers[page->layer];
         bool is_sink = page->block_idx < kvd_session_sink_blocks(session);
-        err = page->filled_tokens == 0
-                  ? page_add(load, ls->tile_page_bytes, KVD_PAGE_TILES)
-                  : page_add(load, ls->rows_page_bytes, is_sink ? KVD_PAGE_SINK : KVD_PAGE_TAIL);
+        err = page_add(load, &session->shape->layers[page->layer], page->filled_tokens,
+            page->filled_tokens == 0 ? KVD_PAGE_TILES
+            : is_sink                ? KVD_PAGE_SINK
+                                     : KVD_PAGE_TAIL);
     }
-    return err;
+    return err == 0 && load->vec_count >= KVD_FILE_VECS_MAX ? KVARN_ECORRUPT : err;
 }
 
 static int tail_head_read(struct load *load)
@@ -549,9 +575,13 @@ static struct kvd_block_range need_of(
     uint32_t last = op->block_last;
 
     if (op->needs_tail) {
+        /* A tail that is cold is the whole of it: what comes after it is not in its record. */
+        bool is_cold = session->cold.is_tail_cold;
+        uint32_t layer_first = is_cold ? 0 : op->layer_first;
+        uint32_t layer_count = is_cold ? session->shape->layer_count : op->layer_count;
         first = UINT32_MAX;
         last = kvd_session_block_count(session);
-        for (uint32_t i = op->layer_first; i < op->layer_first + op->layer_count; i++) {
+        for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
             const struct kvd_layer *ly = &session->layers[i];
             uint32_t next = (uint32_t)(ly->length / session->shape->group);
             uint32_t open = ly->sealed_blocks < next ? ly->sealed_blocks : next;

@@ -190,6 +190,8 @@ static void segment_stats(const struct kvd_cold *base, struct kvd_cold_stats *re
     const struct cold_file *file;
 
     *ret = cold->stats;
+    ret->is_resting =
+        cold->stats.is_resting && cold->io->ops->now_ns(cold->io) < cold->rest_until_ns;
     ret->limit_bytes = cold->options.limit_bytes;
     ret->used_bytes = kvd_segment_used_bytes(cold);
     ret->segments = 0;
@@ -304,6 +306,11 @@ static void pump_timer_cb(void *ctx)
     kvd_segment_pump(ctx);
 }
 
+static void segment_spoil(struct kvd_cold *base)
+{
+    kvd_segment_of(base)->is_clean_put = true; /* as if it were: it never will be */
+}
+
 static void segment_close(struct kvd_cold *base, void (*closed_cb)(void *ctx), void *ctx)
 {
     struct cold_segment *cold = kvd_segment_of(base);
@@ -357,6 +364,7 @@ static const struct kvd_cold_ops segment_ops = {
     .forget = kvd_segment_forget,
     .stats = segment_stats,
     .is_idle = segment_is_idle,
+    .spoil = segment_spoil,
     .close = segment_close,
     .destroy = segment_destroy,
 };

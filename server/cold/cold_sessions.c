@@ -22,6 +22,7 @@ int kvd_cold_sessions_init(struct kvd_cold_sessions *cold, struct kvd_service *s
     TAILQ_INIT(&cold->dirty);
     TAILQ_INIT(&cold->waiting);
     STAILQ_INIT(&cold->retries);
+    TAILQ_INIT(&cold->waiters);
     if (config->cold_dir == NULL || config->cold_dir[0] == '\0') {
         return 0;
     }

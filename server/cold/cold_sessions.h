@@ -8,7 +8,8 @@
  * PAGE record, soon after it is complete; some times a second a MAP says how far the session is
  * stored. So what a crash finds is what the last durable MAP says, a state that the session once
  * had; whatever takes something back (Truncate, Drop) is durable before its reply
- * (SEMANTICS.md 23). A clean stop writes what is not sealed as a TAIL, and loses nothing.
+ * (SEMANTICS.md 23). What is not sealed is written as a TAIL when memory runs short or somebody
+ * asks for it, and at a clean stop, which loses nothing.
  *
  * A block whose pages are not in memory is COLD where a record has it. Operations say which blocks
  * they need (struct kvd_session_op) and wait in the session's queue until those are loaded.
@@ -24,6 +25,7 @@
 #include "lib/base/limits.h"
 #include "server/cold/cold.h"
 #include "server/cold/cold_copy.h"
+#include "server/session/block_table.h"
 
 struct kvd_block;
 struct kvd_service;
@@ -35,29 +37,45 @@ struct kvd_timer;
 struct kvd_session_cold {
     TAILQ_ENTRY(kvd_session) dirty_link;
     TAILQ_ENTRY(kvd_session) wait_link;
+    TAILQ_ENTRY(kvd_session) warm_link;  /* the evictor's */
     struct kvd_cold_id uid;              /* zero: nothing of it was ever put */
     struct kvd_cold_record *session_rec; /* owned */
     struct kvd_cold_record *map_rec;     /* owned: the newest */
-    struct kvd_cold_record *tail_rec;    /* owned: goes with the map */
+    struct kvd_cold_record *tail_rec;    /* owned: rows behind the blocks, as they were once */
     struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
     uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
     struct kvd_cold_id tail_id; /* of tail_rec */
-    uint32_t next_block;        /* all before it are stored, or on their way */
-    uint32_t mapped_blocks;     /* of the last map that was put */
-    uint32_t restored_blocks;   /* of the missing range, in memory again */
-    uint32_t puts;              /* maps, tails, tombstones in flight */
-    bool is_dirty;              /* listed: something is to be written */
-    bool is_waiting;            /* listed: an operation waits for a load */
-    bool is_session_put;        /* its SESSION record is stored or on its way */
-    bool is_final_put;          /* the stop has put all of it */
-    bool is_final;              /* and that has ended */
-    bool is_tail_cold;          /* tail_rec holds rows that are not in memory */
-    bool is_buried;             /* a tombstone was put */
-    bool has_no_room;           /* the last load found no memory: admit, and miss */
+    uint64_t tail_epoch, tail_token_sum; /* what the session was when tail_rec was put */
+    uint64_t leaving_bytes;              /* of its tail, which the evictor counts on */
+    uint32_t next_block;                 /* all before it are stored, or on their way */
+    uint32_t mapped_blocks;              /* of the last map that was put */
+    uint32_t restored_blocks;            /* of the missing range, in memory again */
+    uint32_t tail_first;                 /* the first block of tail_rec */
+    uint32_t puts;                       /* maps, tails, tombstones in flight */
+    bool is_dirty;                       /* listed: something is to be written */
+    bool is_waiting;                     /* listed: an operation waits for a load */
+    bool is_session_put;                 /* its SESSION record is stored or on its way */
+    bool is_final_put;                   /* the stop has put all of it */
+    bool is_tail_cold;                   /* tail_rec holds rows that are not in memory */
+    bool is_tail_named;                  /* by the newest map that is durable */
+    bool is_tail_wanted;  /* on its way to the tier: kvd_cold_tail_out(), kvd_cold_store() */
+    bool is_tail_leaving; /* and out of memory then */
+    bool is_tail_refused; /* the tier cannot take it as it is; until it is used */
+    bool is_warm;         /* listed by the evictor: it may have a tail in memory */
+    bool is_buried;       /* a tombstone was put */
+    bool has_no_room;     /* the last load found no memory: admit, and miss */
     bool is_tail_loading;
 };
 
+/* Waits until what a session has is stored, or cannot be; embedded. */
+struct kvd_cold_waiter {
+    TAILQ_ENTRY(kvd_cold_waiter) link;
+    struct kvd_session *session; /* borrowed while it waits; else NULL */
+    void (*stored_cb)(struct kvd_cold_waiter *waiter);
+};
+
 TAILQ_HEAD(kvd_cold_session_list, kvd_session);
+TAILQ_HEAD(kvd_cold_waiter_list, kvd_cold_waiter);
 STAILQ_HEAD(kvd_spill_list, kvd_spill_put);
 
 struct kvd_cold_sessions {
@@ -68,13 +86,16 @@ struct kvd_cold_sessions {
     struct kvd_cold_session_list dirty;   /* each with a reference */
     struct kvd_cold_session_list waiting; /* each with a reference */
     struct kvd_spill_list retries;        /* owned: tombstones that failed; counted in puts */
+    struct kvd_cold_waiter_list waiters;  /* borrowed */
     uint64_t retry_ns;                    /* when they are put again */
     uint64_t id_prefix;                   /* random: of this run */
     uint64_t id_last;
     uint8_t shape_is_put[KVARN_SHAPES_MAX / 8 + 1];
-    uint32_t puts;  /* in flight */
-    uint32_t loads; /* in flight */
+    uint32_t puts;          /* in flight */
+    uint32_t loads;         /* in flight */
+    uint64_t leaving_bytes; /* of tails that leave memory once they are stored */
     bool is_armed;
+    bool has_lost; /* a session's last map is not durable: the end is not clean */
     bool is_flushing, is_closing, is_closed;
     const char *flushed_name; /* borrowed: sessions up to it are written */
     void (*flushed_cb)(void *ctx);
@@ -98,10 +119,36 @@ bool kvd_cold_sessions_is_idle(const struct kvd_cold_sessions *cold);
 void kvd_cold_note(struct kvd_session *session);
 
 /*
- * Whether a block may go from memory: it can be read back, or the tier cannot take it. What is on
- * its way there waits until it has arrived, and rows that are not sealed stay.
+ * Whether a block may go from memory now: it can be read back, or the tier cannot take it. What is
+ * on its way there waits until it has arrived; rows that are not sealed, until their TAIL and the
+ * map that names it have.
  */
 bool kvd_cold_may_evict(const struct kvd_session *session, uint32_t block_idx);
+
+/* The pages of a block go: what it is then. The block knows its copy still. */
+enum kvd_block_state kvd_cold_stripped(struct kvd_session *session, uint32_t block_idx);
+
+/* Whether the next one would do anything. */
+bool kvd_cold_may_tail_out(const struct kvd_session *session);
+
+/*
+ * Put the rows that are not sealed, and let go of them when that is durable, unless the session is
+ * used meanwhile. Returns the bytes that will be free then, 0 when there are none or the session is
+ * busy, pinned or on its way already.
+ */
+uint64_t kvd_cold_tail_out(struct kvd_session *session);
+
+/*
+ * Put all that the session has; the waiter is told when it is stored, or when that ended otherwise.
+ * False: there is no tier, or it takes nothing now, or the session is busy.
+ */
+bool kvd_cold_store(struct kvd_session *session, struct kvd_cold_waiter *waiter);
+
+/* The waiter waits no more. */
+void kvd_cold_store_cancel(struct kvd_cold_sessions *cold, struct kvd_cold_waiter *waiter);
+
+/* Whether the rows that are not sealed can be read back as they are. */
+bool kvd_tail_is_stored(const struct kvd_session *session);
 
 /* A block was exchanged for another of equal tokens: what is stored of the session names the old
  * one. */

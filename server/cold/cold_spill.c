@@ -9,14 +9,13 @@
 #include "lib/base/assert.h"
 #include "server/base/log.h"
 #include "server/cold/cold_spill.h"
-#include "server/evict/session_evict.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
 /* How long new blocks gather before they are written, and maps after them. */
 #define SPILL_MS 50
 
-static const struct kvd_cold_id NO_TAIL = {0, 0};
+static const struct kvd_spill_tail NO_TAIL = {.id = {0, 0}};
 
 static bool is_zero(struct kvd_cold_id id)
 {
@@ -56,6 +55,7 @@ struct kvd_spill_put *kvd_spill_create(
         spill->put.type = type;
         spill->put.tenant_id = session->tenant_id;
         spill->put.id = session->cold.uid;
+        spill->uid = session->cold.uid;
         spill->put.done = done;
     }
     return spill;
@@ -101,6 +101,13 @@ int kvd_spill_start(struct kvd_spill_put *spill)
     }
     cold->puts++;
     return 0;
+}
+
+bool kvd_spill_is_current(const struct kvd_spill_put *spill)
+{
+    const struct kvd_session_cold *sc = &spill->session->cold;
+
+    return sc->uid.lo == spill->uid.lo && sc->uid.hi == spill->uid.hi && !sc->is_buried;
 }
 
 void kvd_spill_end(struct kvd_spill_put *spill)
@@ -150,31 +157,32 @@ static void session_done(struct kvd_cold_put *put, int err)
 {
     struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
     struct kvd_session_cold *sc = &spill->session->cold;
-    bool is_current = sc->uid.lo == put->id.lo && sc->uid.hi == put->id.hi && !sc->is_buried;
 
-    if (err == 0 && is_current && sc->session_rec == NULL) {
+    if (err == 0 && kvd_spill_is_current(spill) && sc->session_rec == NULL) {
         sc->session_rec = put->record;
     } else {
         kvd_spill_forget(spill->cold, put->record);
     }
     sc->is_session_put = err == 0;
+    if (err != 0) {
+        kvd_cold_note(spill->session);
+    }
     kvd_spill_end(spill);
 }
 
-/* The session gets its id and its record, before its first map. */
-static int session_put(struct kvd_session *session)
+int kvd_spill_session(struct kvd_session *session)
 {
     struct kvd_session_cold *sc = &session->cold;
     struct kvd_cold_session_head head = {
         .encoder = session->options.encoder, .seal_lag = session->options.seal_lag};
 
+    shape_put(session); /* again, if that failed before */
     if (sc->is_session_put) {
         return 0;
     }
     if (is_zero(sc->uid)) {
         sc->uid = kvd_cold_new_id(&session->service->cold);
     }
-    shape_put(session);
     memcpy(head.fingerprint, session->shape->fingerprint, sizeof(head.fingerprint));
     strncpy(head.name, session->name, sizeof(head.name) - 1);
     struct kvd_spill_put *spill = kvd_spill_create(session, KVD_COLD_SESSION, session_done);
@@ -288,10 +296,10 @@ static int page_put(struct kvd_session *session, uint32_t block_idx, struct kvd_
 }
 
 /*
- * Put what is complete and not stored. Returns 0, or why it stopped early: while something is
- * pending a block may be about to change, and who changes it counts on what it saw of references.
+ * While something is pending a block may be about to change, and who changes it counts on what it
+ * saw of references.
  */
-static int blocks_spill(struct kvd_session *session)
+int kvd_spill_blocks(struct kvd_session *session)
 {
     struct kvd_session_cold *sc = &session->cold;
 
@@ -321,8 +329,7 @@ static int blocks_spill(struct kvd_session *session)
     return 0;
 }
 
-/* Leading blocks that recovery would find. */
-static uint32_t durable_blocks(const struct kvd_session *session)
+uint32_t kvd_spill_durable_blocks(const struct kvd_session *session)
 {
     uint32_t count = session->cold.mapped_blocks;
 
@@ -336,13 +343,9 @@ static uint32_t durable_blocks(const struct kvd_session *session)
     return count;
 }
 
-/*
- * The same with what follows them only on disk: a sink that was cut keeps its record, whose first
- * rows are what the session holds, and may be out of memory.
- */
-static uint32_t stored_blocks(const struct kvd_session *session)
+uint32_t kvd_spill_stored_blocks(const struct kvd_session *session)
 {
-    uint32_t count = durable_blocks(session);
+    uint32_t count = kvd_spill_durable_blocks(session);
 
     while (count < kvd_session_block_count(session)) {
         const struct kvd_block *block = kvd_session_block(session, count);
@@ -357,11 +360,7 @@ static uint32_t stored_blocks(const struct kvd_session *session)
 
 /* Maps. */
 
-/*
- * The blocks that a map without a tail may end with: `count`, or none where a window layer has
- * dropped what the next token after them would see.
- */
-static uint32_t mappable_blocks(const struct kvd_session *session, uint32_t count)
+uint32_t kvd_spill_mappable_blocks(const struct kvd_session *session, uint32_t count)
 {
     uint64_t length = (uint64_t)count * session->shape->group;
 
@@ -376,9 +375,11 @@ static uint32_t mappable_blocks(const struct kvd_session *session, uint32_t coun
 }
 
 /* Of two maps the later holds, whichever became durable first. */
-static void map_replace(
-    struct kvd_cold_sessions *cold, struct kvd_session_cold *sc, struct kvd_cold_record *record)
+static void map_replace(struct kvd_spill_put *spill)
 {
+    struct kvd_cold_sessions *cold = spill->cold;
+    struct kvd_session_cold *sc = &spill->session->cold;
+    struct kvd_cold_record *record = spill->put.record;
     struct kvd_cold_info info = {0};
     struct kvd_cold_info old = {0};
 
@@ -389,27 +390,35 @@ static void map_replace(
     bool is_later = info.sequence > old.sequence;
     kvd_spill_forget(cold, is_later ? sc->map_rec : record);
     sc->map_rec = is_later ? record : sc->map_rec;
+    if (is_later) {
+        kvd_tail_mapped(spill);
+    }
 }
 
 static void map_done(struct kvd_cold_put *put, int err)
 {
     struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
     struct kvd_session_cold *sc = &spill->session->cold;
-    bool is_current = sc->uid.lo == put->id.lo && sc->uid.hi == put->id.hi && !sc->is_buried;
 
     KVARN_ASSERT(sc->puts > 0);
     sc->puts--;
     if (err != 0) {
         sc->mapped_blocks = 0; /* it is tried again */
-    } else if (!is_current) {
+        kvd_cold_note(spill->session);
+    } else if (!kvd_spill_is_current(spill)) {
         kvd_spill_forget(spill->cold, put->record);
     } else {
-        map_replace(spill->cold, sc, put->record);
+        map_replace(spill);
         if (sc->puts == 0) {
             sc->mapped_tokens = spill->tokens;
         }
     }
-    sc->is_final = sc->is_final || spill->is_final;
+    kvd_spill_forget(spill->cold, spill->tail.record); /* nothing names it */
+    spill->tail.record = NULL;
+    spill->cold->has_lost = spill->cold->has_lost || (spill->is_final && err != 0);
+    if (spill->is_tail_out) {
+        kvd_tail_left(spill->session, spill);
+    }
     void (*done)(void *ctx, int err) = spill->done;
     void *ctx = spill->ctx;
     kvd_spill_end(spill);
@@ -442,15 +451,17 @@ static uint64_t map_fill(const struct kvd_session *session, uint32_t count,
     return longest;
 }
 
-static struct kvd_spill_put *map_create(
-    struct kvd_session *session, uint32_t count, struct kvd_cold_id tail_id)
+struct kvd_spill_put *kvd_spill_map_create(
+    struct kvd_session *session, uint32_t count, const struct kvd_spill_tail *tail)
 {
     struct kvd_cold_map_head *head = calloc(1, sizeof(*head));
     struct kvd_spill_put *spill =
         head == NULL ? NULL : kvd_spill_create(session, KVD_COLD_MAP, map_done);
 
     if (spill != NULL) {
-        spill->tokens = map_fill(session, count, tail_id, head);
+        spill->tail = *tail;
+        spill->tail.record = NULL; /* the caller's, until the map is on its way */
+        spill->tokens = map_fill(session, count, tail->id, head);
         kvd_cold_map_encode(&spill->head, head);
         for (uint32_t b = 0; b < count; b++) {
             const struct kvd_block *block = kvd_session_block(session, b);
@@ -462,7 +473,7 @@ static struct kvd_spill_put *map_create(
     return spill;
 }
 
-static int map_start(struct kvd_session *session, struct kvd_spill_put *spill, uint32_t count)
+int kvd_spill_map_start(struct kvd_session *session, struct kvd_spill_put *spill, uint32_t count)
 {
     struct kvd_session_cold *sc = &session->cold;
     uint64_t tokens;
@@ -484,14 +495,18 @@ static int map_start(struct kvd_session *session, struct kvd_spill_put *spill, u
 static bool session_spill(struct kvd_session *session)
 {
     struct kvd_session_cold *sc = &session->cold;
-    int err = session->is_dropped ? KVARN_ENOT_FOUND : blocks_spill(session);
+    int err = session->is_dropped ? KVARN_ENOT_FOUND : kvd_spill_blocks(session);
+    uint32_t durable = kvd_spill_durable_blocks(session);
 
+    if (sc->is_tail_wanted && kvd_tail_spill(session, err, durable)) {
+        return true;
+    }
     if (err == KVARN_ENOT_FOUND || err == KVARN_ETOO_LARGE) {
         return false;
     }
-    uint32_t count = mappable_blocks(session, durable_blocks(session));
-    if (count > sc->mapped_blocks && sc->puts == 0 && session_put(session) == 0) {
-        err = map_start(session, map_create(session, count, NO_TAIL), count);
+    uint32_t count = kvd_spill_mappable_blocks(session, durable);
+    if (count > sc->mapped_blocks && sc->puts == 0 && kvd_spill_session(session) == 0) {
+        err = kvd_spill_map_start(session, kvd_spill_map_create(session, count, &NO_TAIL), count);
     }
     bool has_more = err != 0 && err != KVARN_EMISS;
     return has_more || sc->next_block > sc->mapped_blocks;
@@ -530,193 +545,15 @@ int kvd_cold_cut(struct kvd_session *session, void (*done)(void *ctx, int err), 
     if (cold->tier == NULL || is_zero(sc->uid) || sc->mapped_tokens <= shortest) {
         return KVD_COLD_NOTHING;
     }
-    uint32_t durable = mappable_blocks(session, durable_blocks(session));
-    struct kvd_spill_put *spill = map_create(session, durable, NO_TAIL);
+    uint32_t durable = kvd_spill_mappable_blocks(session, kvd_spill_durable_blocks(session));
+    struct kvd_spill_put *spill = kvd_spill_map_create(session, durable, &NO_TAIL);
     if (spill == NULL) {
         return KVARN_ENOMEM;
     }
     spill->put.flags = KVD_COLD_BARRIER;
     spill->done = done;
     spill->ctx = ctx;
-    return map_start(session, spill, durable);
-}
-
-/* The stop. */
-
-static void tail_done(struct kvd_cold_put *put, int err)
-{
-    struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
-    struct kvd_session_cold *sc = &spill->session->cold;
-
-    sc->puts--;
-    if (err == 0) {
-        sc->tail_rec = put->record; /* the one before goes with the map that names it */
-    }
-    kvd_spill_end(spill);
-}
-
-/* Rows pages from block `first` on, and their bytes. Returns whether all of them are there. */
-static bool tail_gather(struct kvd_spill_put *spill, const struct kvd_session *session,
-    uint32_t first, struct kvd_cold_tail_head *head)
-{
-    for (uint32_t b = first; b < kvd_session_block_count(session); b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        for (uint32_t i = 0; block != NULL && i < block->layer_count; i++) {
-            uint64_t start = (uint64_t)b * session->shape->group;
-            uint64_t length = session->layers[i].length;
-            bool is_kept = length > start && b >= session->layers[i].dropped_blocks;
-            const struct kvd_page_store *pages = &session->service->pages;
-            const struct kvd_page *rows = kvd_block_rows(pages, block, i);
-            const struct kvd_page *page = rows != NULL ? rows : kvd_block_tiles(pages, block, i);
-            if (!is_kept) {
-                continue;
-            }
-            if (block->state != KVD_BLOCK_RESIDENT || page == NULL) {
-                return false;
-            }
-            uint64_t filled =
-                length - start < session->shape->group ? length - start : session->shape->group;
-            head->pages[head->page_count++] = (struct kvd_cold_tail_page){.layer = i,
-                .block_idx = b,
-                .filled_tokens = rows != NULL ? (uint32_t)filled : 0,
-                .encoder = rows != NULL ? 0 : page->encoder,
-                .checksum = rows != NULL ? 0 : kvd_page_checksum(page)};
-            kvd_cold_bytes_add(&spill->body, kvd_page_data(page), kvd_page_bytes(page));
-        }
-    }
-    return !spill->body.has_failed;
-}
-
-/*
- * Write what is behind the blocks that are stored. Returns 0 and its id, zeros if there is nothing
- * or not all of it is there; or the error of the put.
- */
-static int tail_put(struct kvd_session *session, uint32_t first, struct kvd_cold_id *ret_id)
-{
-    uint32_t left = kvd_session_block_count(session) - first;
-    struct kvd_cold_tail_head head = {0};
-    struct kvd_spill_put *spill =
-        left == 0 ? NULL : kvd_spill_create(session, KVD_COLD_TAIL, tail_done);
-
-    *ret_id = NO_TAIL;
-    if (spill == NULL) {
-        return 0;
-    }
-    struct kvd_cold_id id = kvd_cold_new_id(&session->service->cold);
-    spill->put.id = id;
-    head.pages = calloc((size_t)left * session->shape->layer_count, sizeof(*head.pages));
-    bool is_whole = head.pages != NULL && tail_gather(spill, session, first, &head);
-    kvd_cold_tail_encode(&spill->head, &head);
-    free(head.pages);
-    if (!is_whole || head.page_count == 0) {
-        kvd_spill_free(spill);
-        return 0;
-    }
-    int err = kvd_spill_start(spill);
-    if (err == 0) {
-        session->cold.puts++;
-        *ret_id = id;
-    }
-    return err;
-}
-
-static bool is_queue_full(const struct kvd_cold_sessions *cold)
-{
-    struct kvd_cold_stats stats;
-
-    cold->tier->ops->stats(cold->tier, &stats);
-    return cold->puts > 0 && stats.queued_bytes > cold->service->config->memory_limit / 32;
-}
-
-/* Whether a map of the first `count` blocks, without a tail, says less than the session holds. */
-static bool is_cut_short(const struct kvd_session *session, uint32_t count)
-{
-    uint64_t stored = (uint64_t)count * session->shape->group;
-
-    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        if (session->layers[i].length > stored) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Returns whether the session is written as far as it can be, or on its way. */
-static bool session_flush(struct kvd_session *session)
-{
-    struct kvd_session_cold *sc = &session->cold;
-    struct kvd_cold_id tail_id = NO_TAIL;
-
-    if (sc->is_final_put) {
-        return true;
-    }
-    if (is_queue_full(&session->service->cold)) {
-        return false;
-    }
-    int err = blocks_spill(session);
-    uint32_t count = durable_blocks(session);
-    if (err == KVARN_ERETRY_LATER || (err == 0 && count < sc->next_block)) {
-        return false;
-    }
-    bool is_whole = err == 0;
-    count = is_whole ? stored_blocks(session) : count;
-    err = session_put(session);
-    if (err == 0 && sc->tail_rec != NULL && sc->is_tail_cold) {
-        tail_id = sc->tail_id; /* nobody has looked at it since the start */
-    } else if (err == 0 && is_whole) {
-        err = tail_put(session, count, &tail_id);
-    }
-    if (err == KVARN_ERETRY_LATER) {
-        return false;
-    }
-    sc->is_final_put = true;
-    count = is_zero(tail_id) ? mappable_blocks(session, count) : count;
-    if (is_zero(tail_id) && is_cut_short(session, count)) {
-        /* It comes back with loss, so that clients' epoch must not hold (SEMANTICS.md 7). */
-        session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
-    }
-    struct kvd_spill_put *spill = map_create(session, count, tail_id);
-    if (spill != NULL) {
-        spill->put.flags = KVD_COLD_BARRIER;
-        spill->is_final = true;
-    }
-    (void)!map_start(session, spill, count);
-    return true;
-}
-
-static void closed_cb(void *ctx)
-{
-    struct kvd_cold_sessions *cold = ctx;
-
-    cold->is_closed = true;
-    cold->flushed_cb(cold->flushed_ctx);
-}
-
-static void flush_pump(struct kvd_cold_sessions *cold)
-{
-    struct kvd_session *session =
-        kvd_session_table_next(&cold->service->sessions, KVD_TENANT_DEFAULT, cold->flushed_name);
-
-    while (session != NULL && session_flush(session)) {
-        cold->flushed_name = session->name;
-        session = kvd_session_table_next(
-            &cold->service->sessions, KVD_TENANT_DEFAULT, cold->flushed_name);
-    }
-    if (session == NULL && cold->puts == 0 && cold->loads == 0 && !cold->is_closing) {
-        cold->is_closing = true;
-        cold->tier->ops->close(cold->tier, closed_cb, cold);
-    } else if (session != NULL && cold->puts == 0) {
-        kvd_spill_arm(cold, 0); /* nothing of ours is on its way that would come back to it */
-    }
-}
-
-void kvd_cold_flush(struct kvd_cold_sessions *cold, void (*flushed_cb)(void *ctx), void *ctx)
-{
-    KVARN_ASSERT(cold->tier != NULL && !cold->is_flushing);
-    cold->is_flushing = true;
-    cold->flushed_cb = flushed_cb;
-    cold->flushed_ctx = ctx;
-    kvd_spill_arm(cold, 0);
+    return kvd_spill_map_start(session, spill, durable);
 }
 
 /* What drives it. */
@@ -740,7 +577,7 @@ void kvd_cold_timer_cb(void *ctx)
     }
     TAILQ_CONCAT(&cold->dirty, &later, cold.dirty_link);
     if (cold->is_flushing) {
-        flush_pump(cold);
+        kvd_flush_pump(cold);
     } else if (!TAILQ_EMPTY(&cold->dirty)) {
         kvd_spill_arm(cold, SPILL_MS);
     }
@@ -753,7 +590,7 @@ bool kvd_cold_may_evict(const struct kvd_session *session, uint32_t block_idx)
     struct kvd_cold_stats stats;
 
     if (cold->tier == NULL || session->name == NULL || block == NULL ||
-        kvd_cold_copy_is_durable(block->cold)) {
+        kvd_cold_copy_is_durable(block->cold) || kvd_tail_has(session, block_idx)) {
         return true;
     }
     cold->tier->ops->stats(cold->tier, &stats);

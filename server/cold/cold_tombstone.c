@@ -17,7 +17,8 @@ static void victim_forget(struct kvd_spill_put *spill, unsigned i)
 {
     bool is_tail = i == 2 && spill->session != NULL;
 
-    if (is_tail && spill->session->cold.is_tail_loading && spill->victims[i] != NULL) {
+    if (is_tail && spill->session->cold.is_tail_loading && spill->victims[i] != NULL &&
+        spill->session->cold.doomed_tail == NULL) {
         spill->session->cold.doomed_tail = spill->victims[i];
     } else {
         kvd_spill_forget(spill->cold, spill->victims[i]);
@@ -152,7 +153,11 @@ void kvd_cold_forget(struct kvd_session *session)
     if (err < 0) {
         kvd_log(KVD_LOG_WARN, "cold_drop_failed", "error=%s", kvarn_err_label(err));
     }
+    kvd_tail_left(session, NULL);
     /* What it writes from now on is another session's. */
+    sc->is_tail_cold = false;
+    sc->is_tail_named = false;
+    sc->tail_first = 0;
     sc->uid = (struct kvd_cold_id){0};
     sc->is_session_put = false;
     sc->is_buried = false;

@@ -5,11 +5,11 @@
  */
 #include "server/evict/evict.h"
 
-#include "lib/base/xxh3.h"
 #include <stddef.h>
 #include <string.h>
 
 #include "lib/base/assert.h"
+#include "lib/base/xxh3.h"
 #include "server/evict/session_evict.h"
 #include "server/service.h"
 
@@ -18,6 +18,14 @@
  * take some 80 us, nearly all of it for giving chunks back (kvarn-bench sessions).
  */
 #define STEP_LAYERS 32
+
+/*
+ * Sessions that nobody used for so long give their tails first. A tail of fp16 rows takes eight
+ * times the memory of sealed tokens, with room reserved for a whole block; as a record it has the
+ * rows that there are. So it frees the most for what bringing it back costs. Somebody who is at
+ * work steps much more often than this; between the turns of a conversation there is more time.
+ */
+#define TAIL_IDLE_NS (UINT64_C(10) * 1000000000)
 
 /* Steps that a reservation makes itself before it leaves the rest to slices. */
 #define STEPS_AT_ONCE_MAX 32
@@ -83,16 +91,36 @@ static uint64_t key_of(const struct kvd_session *session)
     return XXH3_64bits_withSeed(session->name, strlen(session->name), session->tenant_id);
 }
 
-/* Not a candidate while all of it is pinned. */
+/* Not a candidate while all of it is pinned, or what is left is on its way out. */
 static void hold_if_pinned(struct kvd_evictor *evictor, struct kvd_session *session)
 {
     const struct kvd_lifetime *lifetime = &session->lifetime;
+    bool is_pinned = lifetime->pinned_until_ns != 0 &&
+                     kvd_session_block_count(session) <= lifetime->pinned_blocks;
 
-    if (lifetime->pinned_until_ns != 0 &&
-        kvd_session_block_count(session) <= lifetime->pinned_blocks) {
+    if (is_pinned || session->cold.is_tail_leaving) {
         kvd_evict_hold(evictor->policy, &session->evict);
     } else {
         kvd_evict_release(evictor->policy, &session->evict);
+    }
+}
+
+static void warm_remove(struct kvd_evictor *evictor, struct kvd_session *session)
+{
+    if (session->cold.is_warm) {
+        TAILQ_REMOVE(&evictor->warm, session, cold.warm_link);
+        session->cold.is_warm = false;
+    }
+}
+
+/* Its tail, if it has one, was used last of all. */
+static void warm_use(struct kvd_evictor *evictor, struct kvd_session *session)
+{
+    if (session->service->cold.tier != NULL && session->name != NULL) {
+        warm_remove(evictor, session);
+        TAILQ_INSERT_TAIL(&evictor->warm, session, cold.warm_link);
+        session->cold.is_warm = true;
+        session->cold.is_tail_refused = false;
     }
 }
 
@@ -109,7 +137,8 @@ void kvd_evictor_use(struct kvd_session *session)
     if (entry->is_inserted && now_ns - entry->used_ns < USE_GAP_NS) {
         return;
     }
-    if (!entry->is_inserted && kvd_session_next_victim(session) == UINT32_MAX &&
+    warm_use(evictor, session);
+    if (!entry->is_inserted && !kvd_session_has_victim(session) &&
         session->lifetime.pinned_until_ns == 0) {
         return;
     }
@@ -144,10 +173,19 @@ static void entry_leave(
     }
 }
 
+void kvd_evictor_settle(struct kvd_session *session)
+{
+    if (session->evict.is_inserted && !kvd_session_has_victim(session)) {
+        entry_leave(&session->service->evictor, session, KVD_EVICT_EVICTED);
+    }
+    kvd_evictor_update(session);
+}
+
 void kvd_evictor_forget(struct kvd_session *session)
 {
     struct kvd_evictor *evictor = &session->service->evictor;
 
+    warm_remove(evictor, session);
     entry_leave(evictor, session, KVD_EVICT_GONE);
     if (evictor->last_used == session) {
         evictor->last_used = NULL;
@@ -170,6 +208,7 @@ void kvd_evictor_count(
 
 struct search {
     const struct kvd_session *spared[2];
+    bool may_ask; /* who has but a tail left, which must be stored first, is wanted too */
 };
 
 static bool may_cb(void *ctx, const struct kvd_evict_entry *entry)
@@ -178,14 +217,16 @@ static bool may_cb(void *ctx, const struct kvd_evict_entry *entry)
     const struct kvd_session *session = session_of(entry);
 
     return session != search->spared[0] && session != search->spared[1] &&
-           !kvd_session_is_busy(session) && kvd_session_next_victim(session) != UINT32_MAX;
+           !kvd_session_is_busy(session) &&
+           (kvd_session_next_victim(session) != UINT32_MAX ||
+               (search->may_ask && kvd_session_has_victim(session)));
 }
 
 static struct kvd_session *victim_find(
-    struct kvd_evictor *evictor, const struct kvd_session *spared)
+    struct kvd_evictor *evictor, const struct kvd_session *spared, bool may_ask)
 {
     const struct kvd_io *io = evictor->service->io;
-    struct search search = {.spared = {spared, evictor->last_used}};
+    struct search search = {.spared = {spared, evictor->last_used}, .may_ask = may_ask};
     struct kvd_evict_entry *entry = NULL;
 
     if (evictor->policy != NULL) {
@@ -195,26 +236,63 @@ static struct kvd_session *victim_find(
     return entry == NULL ? NULL : session_of(entry);
 }
 
-/* Returns the blocks that went: 0, nobody could be evicted. */
-static uint32_t step(struct kvd_evictor *evictor, const struct kvd_session *spared,
-    enum kvd_evict_cause cause, uint64_t *ret_freed_bytes)
-{
-    struct kvd_session *session = victim_find(evictor, spared);
+/* What a step of eviction came to. */
+struct progress {
+    uint64_t freed_bytes;
+    uint64_t leaving_bytes; /* of a tail that is to be stored first */
+    bool is_any;            /* false: nobody could be evicted */
+};
 
-    *ret_freed_bytes = 0;
+static struct progress step(struct kvd_evictor *evictor, const struct kvd_session *spared,
+    enum kvd_evict_cause cause, bool may_ask)
+{
+    struct kvd_session *session = victim_find(evictor, spared, may_ask);
+    struct progress progress = {0};
+
     if (session == NULL) {
-        return 0;
+        return progress;
     }
     KVARN_ASSERT(!kvd_session_is_busy(session));
     uint32_t count = 1 + (STEP_LAYERS - 1) / session->shape->layer_count;
-    uint32_t blocks = kvd_session_evict(session, count, ret_freed_bytes);
-    if (blocks == 0 || kvd_session_next_victim(session) == UINT32_MAX) {
+    uint32_t blocks = kvd_session_evict(session, count, &progress.freed_bytes);
+    if (may_ask && kvd_session_next_victim(session) == UINT32_MAX) {
+        progress.leaving_bytes = kvd_cold_tail_out(session);
+    }
+    progress.is_any = blocks > 0 || progress.leaving_bytes > 0;
+    if (!progress.is_any) {
         entry_leave(evictor, session, KVD_EVICT_EVICTED);
     } else {
-        entry_weigh(session);
+        kvd_evictor_settle(session);
     }
-    kvd_evictor_count(session, cause, blocks, *ret_freed_bytes);
-    return blocks;
+    kvd_evictor_count(session, cause, blocks, progress.freed_bytes);
+    return progress;
+}
+
+/* The tail of who has been idle longest, if that is long enough. */
+static struct progress step_idle(struct kvd_evictor *evictor)
+{
+    const struct kvd_io *io = evictor->service->io;
+    uint64_t now_ns = io->ops->now_ns(evictor->service->io);
+    struct progress progress = {0};
+    struct kvd_session *session;
+
+    while (!progress.is_any && (session = TAILQ_FIRST(&evictor->warm)) != NULL &&
+           now_ns - session->touched_ns >= TAIL_IDLE_NS) {
+        warm_remove(evictor, session); /* until it is used again */
+        if (kvd_session_is_busy(session)) {
+            continue;
+        }
+        if (kvd_tail_is_stored(session)) {
+            uint32_t blocks = kvd_session_evict_tail(session, &progress.freed_bytes);
+            kvd_evictor_count(session, KVD_EVICT_CAUSE_WATERMARK, blocks, progress.freed_bytes);
+            progress.is_any = blocks > 0;
+        } else {
+            progress.leaving_bytes = kvd_cold_tail_out(session);
+            progress.is_any = progress.leaving_bytes > 0;
+        }
+        kvd_evictor_settle(session);
+    }
+    return progress;
 }
 
 /* Pages that the prefix index lets go in one slice, at least. */
@@ -223,7 +301,9 @@ static uint32_t step(struct kvd_evictor *evictor, const struct kvd_session *spar
 static bool has_reason(struct kvd_evictor *evictor)
 {
     uint64_t used = kvd_evictor_used_bytes(evictor->service);
+    uint64_t leaving = evictor->service->cold.leaving_bytes;
 
+    used -= leaving < used ? leaving : used;
     evictor->is_active = used > (evictor->is_active ? evictor->stop_bytes : evictor->start_bytes);
     return evictor->is_active || evictor->wanted_bytes > 0;
 }
@@ -241,15 +321,18 @@ static void slice_run(struct kvd_slice *slice)
     }
     while (has_reason(evictor) && !kvd_session_table_has_dead(&evictor->service->sessions)) {
         bool is_wanted = evictor->wanted_bytes > 0;
-        uint64_t freed = 0;
-        uint32_t blocks = step(evictor, NULL,
-            is_wanted ? KVD_EVICT_CAUSE_RESERVATION : KVD_EVICT_CAUSE_WATERMARK, &freed);
-        if (blocks == 0) {
+        struct progress progress = step_idle(evictor);
+        if (!progress.is_any) {
+            progress = step(evictor, NULL,
+                is_wanted ? KVD_EVICT_CAUSE_RESERVATION : KVD_EVICT_CAUSE_WATERMARK, true);
+        }
+        if (!progress.is_any) {
             evictor->wanted_bytes = 0;
             evictor->is_active = false;
             return; /* the next reservation asks again */
         }
-        evictor->wanted_bytes -= freed < evictor->wanted_bytes ? freed : evictor->wanted_bytes;
+        uint64_t gain = progress.freed_bytes + progress.leaving_bytes;
+        evictor->wanted_bytes -= gain < evictor->wanted_bytes ? gain : evictor->wanted_bytes;
         if (!kvd_slices_has_time(slices)) {
             break;
         }
@@ -282,11 +365,12 @@ bool kvd_evictor_make_room(
     uint64_t freed_sum = 0;
 
     for (unsigned n = 0; n < STEPS_AT_ONCE_MAX && freed_sum < bytes; n++) {
-        uint64_t freed;
-        if (step(evictor, session, KVD_EVICT_CAUSE_RESERVATION, &freed) == 0) {
+        bool may_ask = service->cold.leaving_bytes < bytes;
+        struct progress progress = step(evictor, session, KVD_EVICT_CAUSE_RESERVATION, may_ask);
+        if (!progress.is_any) {
             break;
         }
-        freed_sum += freed;
+        freed_sum += progress.freed_bytes;
     }
     return freed_sum > 0;
 }
@@ -295,8 +379,8 @@ bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes)
 {
     struct kvd_evictor *evictor = &service->evictor;
 
-    if (victim_find(evictor, NULL) == NULL) {
-        return false;
+    if (victim_find(evictor, NULL, true) == NULL) {
+        return service->cold.leaving_bytes > 0;
     }
     evictor->wanted_bytes = bytes > evictor->wanted_bytes ? bytes : evictor->wanted_bytes;
     slice_list(evictor);
@@ -312,6 +396,7 @@ int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service)
         config->evict_free < config->evict_start ? config->evict_free : config->evict_start;
 
     *evictor = (struct kvd_evictor){.service = service};
+    TAILQ_INIT(&evictor->warm);
     evictor->slice.run = slice_run;
     evictor->start_bytes = percent * config->evict_start;
     evictor->stop_bytes = percent * (config->evict_start - free_percent);

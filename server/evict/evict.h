@@ -9,6 +9,10 @@
  * with work queued or in flight, never the one that was used last, never what is pinned. Pages that
  * readers in flight hold are freed when those let go.
  *
+ * With a cold tier, tails (rows that are not sealed) are stored before they go; what is on its way
+ * is counted as gone. Tails of sessions that have been idle for long are asked for before anything
+ * else.
+ *
  * There is one tenant today; policies are kept by tenant, so that a tenant that needs memory takes
  * it from itself first.
  */
@@ -22,14 +26,15 @@
 #include "server/session/session.h"
 
 struct kvd_evictor {
-    struct kvd_service *service;     /* borrowed */
-    struct kvd_evict_policy *policy; /* owned, of the one tenant there is; NULL: no eviction */
-    struct kvd_session *last_used;   /* borrowed: used last; NULL: gone */
-    struct kvd_slice slice;          /* listed while there is something to do */
-    uint64_t start_bytes;            /* in use: eviction begins above */
-    uint64_t stop_bytes;             /* and ends below */
-    uint64_t wanted_bytes;           /* of reservations that failed */
-    bool is_active;                  /* between the two marks */
+    struct kvd_service *service;       /* borrowed */
+    struct kvd_evict_policy *policy;   /* owned, of the one tenant there is; NULL: no eviction */
+    struct kvd_session *last_used;     /* borrowed: used last; NULL: gone */
+    struct kvd_slice slice;            /* listed while there is something to do */
+    struct kvd_cold_session_list warm; /* named, with a cold tier: the one used last at the end */
+    uint64_t start_bytes;              /* in use: eviction begins above */
+    uint64_t stop_bytes;               /* and ends below */
+    uint64_t wanted_bytes;             /* of reservations that failed */
+    bool is_active;                    /* between the two marks */
 };
 
 /* Why blocks went; metrics tell them apart. */
@@ -50,6 +55,9 @@ void kvd_evictor_use(struct kvd_session *session);
 
 /* Its pin or its priority changed. */
 void kvd_evictor_update(struct kvd_session *session);
+
+/* Some of it went from memory, or did not: it may be no candidate any more. */
+void kvd_evictor_settle(struct kvd_session *session);
 
 /* It is dropped, or ends. */
 void kvd_evictor_forget(struct kvd_session *session);

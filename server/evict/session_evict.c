@@ -48,6 +48,20 @@ static uint32_t sealed_blocks(const struct kvd_session *session)
     return sealed;
 }
 
+/* The first block that some layer has rows in, sinks that are not full counted. */
+static uint32_t tail_blocks_first(const struct kvd_session *session)
+{
+    uint32_t first = kvd_session_block_count(session);
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        const struct kvd_layer *ly = &session->layers[i];
+        uint32_t next = (uint32_t)(ly->length / session->shape->group);
+        uint32_t open = ly->sealed_blocks < next ? ly->sealed_blocks : next;
+        first = open < first ? open : first;
+    }
+    return first;
+}
+
 /* The last block of the missing range that a load brought back, or UINT32_MAX. */
 static uint32_t restored_last(const struct kvd_session *session, uint32_t kept)
 {
@@ -96,6 +110,66 @@ uint32_t kvd_session_next_victim(const struct kvd_session *session)
                                                                              : UINT32_MAX;
 }
 
+bool kvd_session_has_evictable(const struct kvd_session *session)
+{
+    return victim_of(session) != UINT32_MAX;
+}
+
+bool kvd_session_has_victim(const struct kvd_session *session)
+{
+    uint32_t block_idx = victim_of(session);
+
+    return block_idx != UINT32_MAX &&
+           (kvd_cold_may_evict(session, block_idx) || kvd_cold_may_tail_out(session));
+}
+
+/* A block went: the missing range is to cover it, and what is in memory between. */
+static void missing_include(struct kvd_session *session, uint32_t block_idx)
+{
+    uint32_t first = session->missing_first, last = session->missing_last;
+
+    if (!kvd_session_has_missing(session)) {
+        session->missing_first = block_idx;
+        session->missing_last = block_idx + 1;
+        return;
+    }
+    if (block_idx >= first && block_idx < last) {
+        session->cold.restored_blocks -= session->cold.restored_blocks > 0 ? 1 : 0;
+        return;
+    }
+    uint32_t gap_first = block_idx < first ? block_idx + 1 : last;
+    uint32_t gap_last = block_idx < first ? first : block_idx;
+    for (uint32_t b = gap_first; b < gap_last; b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        bool is_there = block != NULL && block->state == KVD_BLOCK_RESIDENT;
+        session->cold.restored_blocks += is_there ? 1 : 0;
+    }
+    session->missing_first = block_idx < first ? block_idx : first;
+    session->missing_last = block_idx < first ? last : block_idx + 1;
+}
+
+uint32_t kvd_session_evict_tail(struct kvd_session *session, uint64_t *ret_freed_bytes)
+{
+    uint32_t kept = session->lifetime.pinned_blocks;
+    uint32_t first = session->cold.tail_first > kept ? session->cold.tail_first : kept;
+    uint32_t evicted = 0;
+
+    for (uint32_t b = first; b < kvd_session_block_count(session); b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        if (block == NULL || block->state != KVD_BLOCK_RESIDENT ||
+            !kvd_cold_may_evict(session, b)) {
+            continue;
+        }
+        if (kvd_session_strip_block(
+                session, b, KVARND__MISS_REASON__MISS_EVICTED, ret_freed_bytes) != 0) {
+            break;
+        }
+        missing_include(session, b);
+        evicted++;
+    }
+    return evicted;
+}
+
 uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t *ret_freed_bytes)
 {
     uint32_t evicted = 0;
@@ -105,17 +179,7 @@ uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t
                 session, b, KVARND__MISS_REASON__MISS_EVICTED, ret_freed_bytes) != 0) {
             break;
         }
-        if (!kvd_session_has_missing(session)) {
-            session->missing_first = b;
-            session->missing_last = b + 1;
-        } else if (b >= session->missing_first && b < session->missing_last) {
-            session->cold.restored_blocks -= session->cold.restored_blocks > 0 ? 1 : 0;
-        } else if (b == session->missing_last) {
-            session->missing_last++;
-        } else {
-            KVARN_ASSERT(b + 1 == session->missing_first);
-            session->missing_first--;
-        }
+        missing_include(session, b);
         evicted++;
     }
     return evicted;
@@ -192,9 +256,16 @@ int kvd_session_check_tail(
     const struct kvd_session *session, uint32_t layer, struct kvd_failure *why)
 {
     const struct kvd_layer *ly = &session->layers[layer];
+    uint64_t group = session->shape->group;
+    uint64_t first = ly->sealed_blocks * group;
+    uint64_t last = ly->length + 1;
 
-    return kvd_session_check_present(
-        session, layer, (uint64_t)ly->sealed_blocks * session->shape->group, ly->length + 1, why);
+    if (session->cold.is_tail_cold) {
+        /* It is in one record, with the lengths of then: all of it comes back first. */
+        first = tail_blocks_first(session) * group;
+        last = kvd_session_block_count(session) * group;
+    }
+    return kvd_session_check_present(session, layer, first, last, why);
 }
 
 void kvd_session_trim_missing(struct kvd_session *session)

@@ -37,6 +37,18 @@ bool kvd_session_is_busy(const struct kvd_session *session);
  */
 uint32_t kvd_session_next_victim(const struct kvd_session *session);
 
+/* Whether anything of it is in memory that is not pinned, whether it may go now or not. */
+bool kvd_session_has_evictable(const struct kvd_session *session);
+
+/* Whether there is one, now or once the tail is stored (kvd_cold_tail_out()). */
+bool kvd_session_has_victim(const struct kvd_session *session);
+
+/*
+ * Let go of what its TAIL holds (kvd_tail_is_stored()), of a session in which nobody else is at
+ * work. Returns how many blocks went; *ret_freed_bytes grows as below.
+ */
+uint32_t kvd_session_evict_tail(struct kvd_session *session, uint64_t *ret_freed_bytes);
+
 /*
  * Let go of up to `count` blocks in that order, of a session in which nobody else is at work; stops
  * early when there is no memory to part from a shared block. Pages that others hold too stay with

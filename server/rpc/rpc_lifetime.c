@@ -46,9 +46,11 @@ struct turn_call {
     struct kvd_request *request;
     /* Evict */
     struct kvd_slice slice;
-    struct kvd_session *session; /* ref, from its turn on */
+    struct kvd_session *session;   /* ref, from its turn on */
+    struct kvd_cold_waiter waiter; /* for what can go once it is stored */
     uint32_t blocks_left, blocks;
     uint64_t freed_bytes;
+    bool has_waited;
 };
 
 static void turn_cancel_cb(struct kvd_request *request, int err)
@@ -134,6 +136,20 @@ void kvd_rpc_pin(struct kvd_request *request)
     turn_start(request, session, 0, pin_admit_cb);
 }
 
+static void evict_hold(struct turn_call *call)
+{
+    for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {
+        call->session->layers[i].pending++;
+    }
+}
+
+static void evict_release(struct turn_call *call)
+{
+    for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {
+        call->session->layers[i].pending--;
+    }
+}
+
 /* Its layers are free again. */
 static void evict_finish(struct turn_call *call)
 {
@@ -141,11 +157,8 @@ static void evict_finish(struct turn_call *call)
     Kvarnd__EvictReply reply = KVARND__EVICT_REPLY__INIT;
     Kvarnd__Status status = KVARND__STATUS__INIT;
 
-    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        session->layers[i].pending--;
-    }
     kvd_evictor_count(session, KVD_EVICT_CAUSE_CALL, call->blocks, call->freed_bytes);
-    kvd_evictor_update(session);
+    kvd_evictor_settle(session);
     reply.status = &status;
     reply.has_blocks = reply.has_freed_bytes = 1;
     reply.blocks = call->blocks;
@@ -157,27 +170,74 @@ static void evict_finish(struct turn_call *call)
     kvd_session_unref(session);
 }
 
+/* Nobody waits for it any more: what is stored by now has gone. */
+static void evict_cancel_cb(struct kvd_request *request, int err)
+{
+    struct turn_call *call = request->handler;
+    struct kvd_session *session = call->session;
+    struct kvd_failure why = {0};
+
+    kvd_cold_store_cancel(&request->service->cold, &call->waiter);
+    kvd_evictor_count(session, KVD_EVICT_CAUSE_CALL, call->blocks, call->freed_bytes);
+    kvd_fail(&why, err, "%" PRIu32 " blocks went; others are still being stored", call->blocks);
+    kvd_request_fail(request, &why);
+    kvd_session_unref(session);
+}
+
+static void evict_stored_cb(struct kvd_cold_waiter *waiter);
+
+/* All that could go at once has gone: wait for what must be stored first, or answer. */
+static void evict_rest(struct turn_call *call)
+{
+    bool is_more = call->blocks_left > 0 && !call->has_waited;
+
+    evict_release(call);
+    call->has_waited = true;
+    call->waiter.stored_cb = evict_stored_cb;
+    if (is_more && kvd_session_has_evictable(call->session) &&
+        kvd_cold_store(call->session, &call->waiter)) {
+        call->request->cancel_cb = evict_cancel_cb;
+        kvd_session_kick(call->session);
+        return;
+    }
+    evict_finish(call);
+}
+
 static void evict_go_on(struct turn_call *call)
 {
     struct kvd_slices *slices = &call->session->service->sessions.slices;
+    uint32_t blocks = 0, step = 0;
 
-    while (call->blocks_left > 0) {
-        uint32_t step =
-            call->blocks_left < EVICT_STEP_BLOCKS ? call->blocks_left : EVICT_STEP_BLOCKS;
-        uint32_t blocks = kvd_session_evict(call->session, step, &call->freed_bytes);
+    while (call->blocks_left > 0 && blocks == step) {
+        step = call->blocks_left < EVICT_STEP_BLOCKS ? call->blocks_left : EVICT_STEP_BLOCKS;
+        blocks = kvd_session_evict(call->session, step, &call->freed_bytes);
         call->blocks += blocks;
-        call->blocks_left = blocks < step ? 0 : call->blocks_left - blocks;
-        if (call->blocks_left > 0 && !kvd_slices_has_time(slices)) {
+        call->blocks_left -= blocks;
+        if (call->blocks_left > 0 && blocks == step && !kvd_slices_has_time(slices)) {
             kvd_slices_add(slices, &call->slice);
             return;
         }
     }
-    evict_finish(call);
+    evict_rest(call);
 }
 
 static void evict_slice_run(struct kvd_slice *slice)
 {
     evict_go_on((void *)((uint8_t *)slice - offsetof(struct turn_call, slice)));
+}
+
+/* What could be stored is: it may go, unless somebody is at work in the session by now. */
+static void evict_stored_cb(struct kvd_cold_waiter *waiter)
+{
+    struct turn_call *call = (void *)((uint8_t *)waiter - offsetof(struct turn_call, waiter));
+
+    call->request->cancel_cb = NULL;
+    if (call->session->is_dropped || kvd_session_is_busy(call->session)) {
+        evict_finish(call);
+        return;
+    }
+    evict_hold(call);
+    evict_go_on(call);
 }
 
 static void evict_admit_cb(struct kvd_session_op *op)
@@ -195,9 +255,7 @@ static void evict_admit_cb(struct kvd_session_op *op)
     kvd_prefetch_cancel(op->session); /* nobody wants it now */
     call->session = kvd_session_ref(op->session);
     call->slice.run = evict_slice_run;
-    for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {
-        call->session->layers[i].pending++;
-    }
+    evict_hold(call);
     evict_go_on(call);
 }
 

@@ -65,6 +65,11 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
 {
     struct kvd_service *service = from->service;
     struct kvd_session *copy = NULL;
+
+    if (from->cold.is_tail_cold) {
+        /* The copy would have no record of it; it could not be loaded for want of memory. */
+        return kvd_session_fail_space(service, from->shape->block_rows_bytes, why);
+    }
     int err = kvd_session_create(service, from->shape, name, &from->options, &copy);
 
     KVARN_ASSERT(err != 0 || copy != NULL);

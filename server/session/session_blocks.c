@@ -374,7 +374,7 @@ int kvd_session_strip_block(
             kvd_session_drop_spare(session, i);
         }
     }
-    block->state = kvd_cold_copy_is_durable(block->cold) ? KVD_BLOCK_COLD : KVD_BLOCK_MISSING;
+    block->state = kvd_cold_stripped(session, block_idx);
     block->miss_reason = (unsigned)miss_reason & 15;
     return 0;
 }
