@@ -309,6 +309,7 @@ static int session_reopen(struct reopening *reopening, struct found_record *foun
     struct kvd_session *session = NULL;
     uint8_t *session_bytes = NULL;
     uint8_t *map_bytes = NULL;
+    uint64_t round;
 
     int err = map == NULL ? KVARN_ENOMEM : map_found == NULL ? KVARN_ENOT_FOUND : 0;
     err = err != 0 ? err : record_read(reopening, found, &session_bytes);
@@ -323,6 +324,9 @@ static int session_reopen(struct reopening *reopening, struct found_record *foun
         err = session_fill(reopening, session, map, map_bytes + map_found->info.head_bytes);
         if (err == 0) {
             cold_fill(reopening, session, found, map_found, map);
+            err = kvd_cold_named_set(session, map->block_count, &round);
+        }
+        if (err == 0) {
             bool is_whole = reopening->missing_blocks == missing_before;
             session->epoch =
                 is_whole && keeps_epochs(reopening->cold) ? map->epoch : session->epoch;

@@ -25,6 +25,7 @@
 #include "lib/base/limits.h"
 #include "server/cold/cold.h"
 #include "server/cold/cold_copy.h"
+#include "server/cold/cold_named.h"
 #include "server/session/block_table.h"
 
 struct kvd_block;
@@ -43,6 +44,7 @@ struct kvd_session_cold {
     struct kvd_cold_record *map_rec;     /* owned: the newest */
     struct kvd_cold_record *tail_rec;    /* owned: rows behind the blocks, as they were once */
     struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
+    struct kvd_cold_named *named;        /* owned: what its maps on disk name; NULL: nothing */
     uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
     struct kvd_cold_id tail_id; /* of tail_rec */
     uint64_t tail_epoch, tail_token_sum; /* what the session was when tail_rec was put */

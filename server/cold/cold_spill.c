@@ -69,6 +69,7 @@ void kvd_spill_free(struct kvd_spill_put *spill)
         kvd_page_unref(&service->pages, spill->pages[i]);
     }
     kvd_cold_copy_unref(service, spill->copy);
+    kvd_cold_named_free(service, spill->named);
     if (spill->session != NULL) {
         kvd_session_unref(spill->session);
     }
@@ -409,6 +410,7 @@ static void map_done(struct kvd_cold_put *put, int err)
         kvd_spill_forget(spill->cold, put->record);
     } else {
         map_replace(spill);
+        kvd_cold_named_settle(spill->session, spill->named_round);
         if (sc->puts == 0) {
             sc->mapped_tokens = spill->tokens;
         }
@@ -458,6 +460,10 @@ struct kvd_spill_put *kvd_spill_map_create(
     struct kvd_spill_put *spill =
         head == NULL ? NULL : kvd_spill_create(session, KVD_COLD_MAP, map_done);
 
+    if (spill != NULL && kvd_cold_named_set(session, count, &spill->named_round) != 0) {
+        kvd_spill_free(spill);
+        spill = NULL;
+    }
     if (spill != NULL) {
         spill->tail = *tail;
         spill->tail.record = NULL; /* the caller's, until the map is on its way */
@@ -505,8 +511,16 @@ static bool session_spill(struct kvd_session *session)
         return false;
     }
     uint32_t count = kvd_spill_mappable_blocks(session, durable);
-    if (count > sc->mapped_blocks && sc->puts == 0 && kvd_spill_session(session) == 0) {
-        err = kvd_spill_map_start(session, kvd_spill_map_create(session, count, &NO_TAIL), count);
+    /* A tier that is full keeps what this session's map names and the session no more. */
+    bool is_relief = err == KVARN_ENOSPC && sc->is_session_put && !sc->is_tail_cold &&
+                     kvd_cold_named_is_stale(session);
+    bool is_due = count > sc->mapped_blocks || is_relief;
+    if (is_due && sc->puts == 0 && kvd_spill_session(session) == 0) {
+        struct kvd_spill_put *map = kvd_spill_map_create(session, count, &NO_TAIL);
+        if (map != NULL && is_relief) {
+            map->put.flags = KVD_COLD_BARRIER; /* for which there is room */
+        }
+        err = kvd_spill_map_start(session, map, count);
     }
     bool has_more = err != 0 && err != KVARN_EMISS;
     return has_more || sc->next_block > sc->mapped_blocks;

@@ -37,7 +37,10 @@ struct kvd_spill_put {
     struct kvd_spill_tail tail;         /* of a tail, and of a map that names one */
     bool is_final;                      /* of the stop */
     bool is_tail_out;                   /* a map that ends what kvd_cold_tail_out() began */
+    uint64_t named_round;               /* of a map */
     struct kvd_cold_record *victims[3]; /* of a tombstone: owned, given up when it is durable */
+    struct kvd_cold_named *named;       /* of a tombstone: owned, likewise */
+    bool has_victims;                   /* it took them from the session */
     void (*done)(void *ctx, int err);
     void *ctx; /* borrowed */
 };

@@ -66,41 +66,114 @@ void kvd_tombstones_retry(struct kvd_cold_sessions *cold)
     }
 }
 
-static void tomb_done(struct kvd_cold_put *put, int err)
+/* What the session has on disk is the tombstone's to give up. */
+static void victims_take(struct kvd_spill_put *spill)
 {
-    struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
-    struct kvd_session *session = spill->session;
+    struct kvd_session_cold *sc = &spill->session->cold;
+
+    spill->victims[0] = sc->session_rec;
+    spill->victims[1] = sc->map_rec;
+    spill->victims[2] = sc->tail_rec;
+    spill->named = sc->named;
+    sc->session_rec = NULL;
+    sc->map_rec = NULL;
+    sc->tail_rec = NULL;
+    sc->named = NULL;
+    sc->is_buried = true;
+    spill->has_victims = true;
+}
+
+/* It failed: the session goes on as it was. */
+static void victims_return(struct kvd_spill_put *spill)
+{
+    struct kvd_session_cold *sc = &spill->session->cold;
+
+    if (!spill->has_victims) {
+        return; /* another tombstone has them */
+    }
+    sc->is_buried = false;
+    sc->session_rec = spill->victims[0];
+    sc->map_rec = spill->victims[1];
+    sc->tail_rec = spill->victims[2];
+    kvd_cold_named_restore(spill->session, spill->named);
+    spill->named = NULL;
+}
+
+/* The session is still what the tombstone was put against. */
+static bool is_same(const struct kvd_spill_put *spill)
+{
+    const struct kvd_session *session = spill->session;
+
+    return !session->is_dropped && session->cold.uid.hi == spill->put.id.hi &&
+           session->cold.uid.lo == spill->put.id.lo;
+}
+
+static void tomb_failed(struct kvd_spill_put *spill, int err)
+{
     void (*done)(void *ctx, int err) = spill->done;
     void *ctx = spill->ctx;
 
-    for (unsigned i = 0; i < 3 && err == 0; i++) {
-        victim_forget(spill, i);
-    }
-    if (err != 0 && done != NULL) {
-        /* The caller hears of it, and the session goes on as it was. */
-        session->cold.is_buried = false;
-        session->cold.session_rec = spill->victims[0];
-        session->cold.map_rec = spill->victims[1];
-        session->cold.tail_rec = spill->victims[2];
-    } else if (err != 0) {
+    if (done != NULL && is_same(spill)) {
+        victims_return(spill); /* who waits hears of it */
+        kvd_spill_end(spill);
+    } else {
+        spill->done = NULL;
         retry_later(spill, err);
-        return;
     }
-    struct kvd_cold_sessions *cold = spill->cold;
-    kvd_spill_end(spill);
     if (done != NULL) {
         done(ctx, err);
     }
+}
+
+static void tomb_done(struct kvd_cold_put *put, int err)
+{
+    struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
+    struct kvd_cold_sessions *cold = spill->cold;
+
+    if (err != 0) {
+        tomb_failed(spill, err);
+    } else {
+        void (*done)(void *ctx, int err) = spill->done;
+        void *ctx = spill->ctx;
+        for (unsigned i = 0; i < 3; i++) {
+            victim_forget(spill, i);
+        }
+        kvd_spill_end(spill);
+        if (done != NULL) {
+            done(ctx, 0);
+        }
+    }
     kvd_cold_kick_waiting(cold); /* what met the tail meanwhile */
+}
+
+/* Put a tombstone; one that nobody waits for is put again if that fails. Else it is freed then. */
+static int tomb_start(struct kvd_spill_put *spill)
+{
+    struct kvd_cold_sessions *cold = spill->cold;
+    int err = cold->tier->ops->put(cold->tier, &spill->put);
+
+    if (err != 0 && spill->done != NULL) {
+        kvd_spill_free(spill);
+        return err;
+    }
+    if (spill->session != NULL && !spill->session->cold.is_buried) {
+        victims_take(spill);
+    }
+    cold->puts++;
+    if (err != 0) {
+        retry_later(spill, err);
+    }
+    return 0;
 }
 
 int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx)
 {
     struct kvd_cold_sessions *cold = &session->service->cold;
-    struct kvd_session_cold *sc = &session->cold;
+    const struct kvd_session_cold *sc = &session->cold;
 
-    if (cold->tier == NULL || (sc->uid.hi == 0 && sc->uid.lo == 0) || sc->is_buried ||
-        cold->is_flushing) {
+    /* Who waits while another tombstone is on its way puts its own: one of them may fail. */
+    if (cold->tier == NULL || (sc->uid.hi == 0 && sc->uid.lo == 0) || cold->is_flushing ||
+        (sc->is_buried && done == NULL)) {
         return KVD_COLD_NOTHING;
     }
     struct kvd_spill_put *spill = kvd_spill_create(session, KVD_COLD_TOMBSTONE, tomb_done);
@@ -110,19 +183,11 @@ int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err),
     spill->put.flags = KVD_COLD_BARRIER;
     spill->done = done;
     spill->ctx = ctx;
-    spill->victims[0] = sc->session_rec;
-    spill->victims[1] = sc->map_rec;
-    spill->victims[2] = sc->tail_rec;
-    int err = kvd_spill_start(spill);
-    if (err != 0) {
-        return err;
+    int err = tomb_start(spill);
+    if (err == 0) {
+        kvd_prefetch_cancel(session);
     }
-    kvd_prefetch_cancel(session);
-    sc->is_buried = true;
-    sc->session_rec = NULL;
-    sc->map_rec = NULL;
-    sc->tail_rec = NULL;
-    return 0;
+    return err;
 }
 
 void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, uint32_t tenant_id)
@@ -138,7 +203,7 @@ void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, ui
         .id = uid,
         .flags = KVD_COLD_BARRIER,
         .done = tomb_done};
-    (void)!kvd_spill_start(spill);
+    (void)!tomb_start(spill);
 }
 
 void kvd_cold_forget(struct kvd_session *session)
@@ -164,4 +229,6 @@ void kvd_cold_forget(struct kvd_session *session)
     sc->mapped_tokens = 0;
     sc->mapped_blocks = 0;
     sc->next_block = 0;
+    kvd_cold_named_free(session->service, sc->named);
+    sc->named = NULL;
 }

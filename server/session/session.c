@@ -179,6 +179,7 @@ void kvd_session_free(struct kvd_session *session)
 {
     KVARN_ASSERT(session->refs == 0 && !session->kick_slice.is_listed);
     kvd_session_clear(session);
+    kvd_cold_named_free(session->service, session->cold.named);
     kvd_budget_release(&session->service->budget, KVD_BUDGET_SESSIONS,
         session_bytes(session->shape, session->name));
     free(session);

@@ -114,14 +114,14 @@ class Daemon:
         return sum("event=cold_opened" in line and "damaged=0" not in line for line in lines)
 
     def kill(self):
-        """As by the kernel."""
+        """As by the kernel. Returns whether it ended so, and not by itself before."""
         self.process.kill()
-        self.process.wait()
+        return self.process.wait() == -signal.SIGKILL
 
     def stop(self):
-        """Cleanly; returns the exit code."""
+        """Cleanly. Returns whether it was."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(PATIENCE) == 0
 
 
 class Oracle:
@@ -135,7 +135,7 @@ class Oracle:
         self.exact = {}       # name -> per layer (K, V) as read, with the Held it was read of
         self.counts = dict.fromkeys(("appends", "reads", "truncates", "forks", "drops", "evictions",
             "kills", "points", "stops", "back", "gone", "tokens", "shorter", "missed"), 0)
-        self.wrong = self.resurrected = self.lost = 0
+        self.wrong = self.resurrected = self.lost = self.holes = self.died = 0
         self.seed_last = seed * 1000000
 
     def client(self):
@@ -146,6 +146,12 @@ class Oracle:
         """Count and tell."""
         setattr(self, kind, getattr(self, kind) + 1)
         print(f"{kind}: {text}")
+
+    def missed(self, name, miss):
+        """What is short of memory may miss; what a map on disk names must be there."""
+        self.counts["missed"] += 1
+        if miss.reason in ("restart", "checksum"):
+            self.complain("holes", f"{name}: {miss}")
 
     def step(self, client):
         """One operation of the traffic."""
@@ -193,8 +199,8 @@ class Oracle:
         session = client.open(name)
         try:
             self.exact[name] = (self.held[name], self.check(session, name, self.held[name]))
-        except kvarn.Miss:
-            self.counts["missed"] += 1
+        except kvarn.Miss as miss:
+            self.missed(name, miss)
         self.counts["reads"] += 1
 
     def truncate(self, client, name):
@@ -326,15 +332,15 @@ class Oracle:
             quiet.complain = lambda kind, text, q=quiet: setattr(q, kind, getattr(q, kind) + 1)
             try:
                 quiet.check(session, name, held)
-            except kvarn.Miss:
-                self.counts["missed"] += 1
+            except kvarn.Miss as miss:
+                self.missed(name, miss)
                 return held
             if quiet.wrong == 0:
                 return held
         try:
             self.check(session, name, fitting[-1])
-        except kvarn.Miss:
-            self.counts["missed"] += 1
+        except kvarn.Miss as miss:
+            self.missed(name, miss)
         assert self.wrong >= wrong
         return fitting[-1]
 
@@ -362,15 +368,11 @@ class Oracle:
         if timer is not None:
             timer.join()
         self.was_clean = False
-        if way == "stop":
-            self.was_clean = self.daemon.stop() == 0 and not self.maybe
-            self.counts["stops"] += 1
-        elif way == "point":
-            self.daemon.kill()
-            self.counts["points"] += 1
-        else:
-            self.daemon.kill()
-            self.counts["kills"] += 1
+        is_good = self.daemon.stop() if way == "stop" else self.daemon.kill()
+        if not is_good:
+            self.complain("died", f"round {number}: status {self.daemon.process.returncode}")
+        self.was_clean = way == "stop" and is_good and not self.maybe
+        self.counts[way + "s"] += 1
         return number
 
     was_clean = True
@@ -397,7 +399,8 @@ def main():
     print(f"{rounds} rounds in {time.monotonic() - start:.0f} s: " + ", ".join(
         f"{value} {key}" for key, value in oracle.counts.items()))
     alarms = oracle.daemon.alarms()
-    bad = oracle.wrong + oracle.resurrected + alarms
+    bad = oracle.wrong + oracle.resurrected + oracle.lost + oracle.holes + oracle.died + alarms
+    print(f"died by itself = {oracle.died}, holes in what came back = {oracle.holes}")
     print(f"damage told though the disk was well = {alarms}")
     print(f"lost after a clean stop = {oracle.lost}")
     print(f"wrong = {oracle.wrong}, resurrected = {oracle.resurrected}")

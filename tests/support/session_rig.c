@@ -66,15 +66,16 @@ static void env_set(const char *name, uint64_t value)
     assert_int_equal(setenv(name, text, 1), 0);
 }
 
-/* A cold tier of 64 segments of 1 MiB. */
-static void cold_configure(struct kvt_rig *rig, struct kvd_fake_disk *disk)
+static void cold_configure(struct kvt_rig *rig, const struct kvt_rig_options *options)
 {
-    kvd_io_fake_set_disk(rig->fake, disk);
+    bool is_small = options->cold_segment > 0;
+
+    kvd_io_fake_set_disk(rig->fake, options->disk);
     free(rig->config.cold_dir);
     rig->config.cold_dir = strdup("/cold");
     assert_non_null(rig->config.cold_dir);
-    rig->config.cold_limit = UINT64_C(64) << 20;
-    rig->config.cold_segment = UINT64_C(1) << 20;
+    rig->config.cold_segment = is_small ? options->cold_segment : UINT64_C(1) << 20;
+    rig->config.cold_limit = (is_small ? 4 : 64) * rig->config.cold_segment;
 }
 
 void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
@@ -86,7 +87,7 @@ void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
     assert_non_null(rig->fake);
     assert_int_equal(kvd_config_init(&rig->config), 0);
     if (options->disk != NULL) {
-        cold_configure(rig, options->disk);
+        cold_configure(rig, options);
     }
     rig->config.workers = options->workers;
     free(rig->config.evict_policy);

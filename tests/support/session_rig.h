@@ -45,6 +45,7 @@ struct kvt_rig_options {
     const struct kvd_shape_desc *shape; /* NULL: kvt_shape_small */
     const char *evict_policy;           /* NULL: none */
     struct kvd_fake_disk *disk;         /* borrowed; holds the cold tier. NULL: none */
+    uint64_t cold_segment;              /* bytes, of a tier of 4; 0: 64 of 1 MiB */
     uint64_t life;                      /* of services on one disk, each has another number */
 };
 
