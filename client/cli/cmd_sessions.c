@@ -55,6 +55,9 @@ static void summary_fields(struct json *json, const struct kvarn_session_summary
     json_u64(json, "priority", s->priority);
     json_u64(json, "pin_left_ms", s->pin_left_ms);
     json_u64(json, "missing_tokens", s->missing_tokens);
+    json_u64(json, "away_blocks", s->away_blocks);
+    json_u64(json, "restart_tokens", s->restart_tokens);
+    json_bool(json, "tail_cold", s->tail_cold);
 }
 
 static void summary_print(struct ctl *ctl, const struct kvarn_session_summary *s)
@@ -69,9 +72,10 @@ static void summary_print(struct ctl *ctl, const struct kvarn_session_summary *s
         json_object_close(&ctl->json);
         return;
     }
-    printf("%-32s %-24s %10" PRIu64 " %12s %8" PRIu32 " %9.1f s\n",
+    printf("%-32s %-24s %10" PRIu64 " %12s %8" PRIu64 " %10" PRIu64 " %8" PRIu32 " %9.1f s\n",
         printable_text(s->name, name, sizeof name), printable_text(s->model, model, sizeof model),
-        s->length, ctl_bytes_text(s->bytes, text), s->handles, (double)s->idle_ms / 1000.0);
+        s->length, ctl_bytes_text(s->bytes, text), s->away_blocks, s->restart_tokens, s->handles,
+        (double)s->idle_ms / 1000.0);
 }
 
 int cmd_sessions(struct ctl *ctl)
@@ -84,8 +88,8 @@ int cmd_sessions(struct ctl *ctl)
         json_object_open(&ctl->json, NULL);
         json_array_open(&ctl->json, "sessions");
     } else {
-        printf("%-32s %-24s %10s %12s %8s %11s\n", "SESSION", "MODEL", "TOKENS", "BYTES", "HANDLES",
-            "IDLE");
+        printf("%-32s %-24s %10s %12s %8s %10s %8s %11s\n", "SESSION", "MODEL", "TOKENS", "BYTES",
+            "AWAY", "RESTART", "HANDLES", "IDLE");
     }
     do {
         int err = kvarn_client_list_sessions(ctl->client, &args, &page);
@@ -176,6 +180,14 @@ static void inspect_json(struct json *json, const struct kvarn_inspect_session_r
     json_u64(json, "prefix_tokens", r->prefix_tokens);
     json_u64(json, "adopted_blocks", r->adopted_blocks);
     json_bool(json, "share_prefix", r->share_prefix);
+    json_u64(json, "cold_blocks", r->cold_blocks);
+    json_u64(json, "cold_bytes", r->cold_bytes);
+    json_u64(json, "loading_blocks", r->loading_blocks);
+    json_u64(json, "loading_bytes", r->loading_bytes);
+    json_u64(json, "missing_blocks", r->missing_blocks);
+    json_u64(json, "missing_bytes", r->missing_bytes);
+    json_u64(json, "stored_blocks", r->stored_blocks);
+    json_u64(json, "stored_bytes", r->stored_bytes);
     json_object_close(json);
 }
 
@@ -184,6 +196,22 @@ static void class_print(const char *name, uint64_t pages, uint64_t bytes)
     char text[CTL_BYTES_TEXT_MAX];
 
     printf("%-12s %8" PRIu64 " pages %14s\n", name, pages, ctl_bytes_text(bytes, text));
+}
+
+/* What is not in memory, and what of it is on disk. */
+static void cold_print(const struct kvarn_inspect_session_result *r)
+{
+    char text[CTL_BYTES_TEXT_MAX];
+
+    printf("on disk      %8" PRIu64 " blocks %13s; a restart after a crash now finds %" PRIu64
+           " tokens\n",
+        r->stored_blocks, ctl_bytes_text(r->stored_bytes, text), r->summary.restart_tokens);
+    printf("cold         %8" PRIu64 " blocks %13s%s\n", r->cold_blocks,
+        ctl_bytes_text(r->cold_bytes, text), r->summary.tail_cold ? ", the tail too" : "");
+    printf("loading      %8" PRIu64 " blocks %13s\n", r->loading_blocks,
+        ctl_bytes_text(r->loading_bytes, text));
+    printf("missing      %8" PRIu64 " blocks %13s\n", r->missing_blocks,
+        ctl_bytes_text(r->missing_bytes, text));
 }
 
 static void inspect_print(const struct kvarn_inspect_session_result *r)
@@ -221,6 +249,7 @@ static void inspect_print(const struct kvarn_inspect_session_result *r)
            " bytes pinned for %" PRIu64 " ms\n",
         r->summary.ttl_left_ms, r->ttl_ms, r->summary.priority, r->pinned_bytes,
         r->summary.pin_left_ms);
+    cold_print(r);
     if (r->summary.missing_tokens > 0) {
         printf("evicted      tokens %" PRIu64 " to %" PRIu64 "\n", r->missing_first,
             r->missing_last - 1);

@@ -447,6 +447,9 @@ static void summary_parse(struct kvarn_session_summary *to, const Kvarnd__Sessio
         .priority = from->priority,
         .pin_left_ms = from->pin_left_ms,
         .missing_tokens = from->missing_tokens,
+        .away_blocks = from->away_blocks,
+        .restart_tokens = from->restart_tokens,
+        .tail_cold = from->tail_cold,
     };
 }
 
@@ -564,6 +567,19 @@ int kvarn_reply_read_metric(struct kvarn_reply *reply, struct kvarn_read_metric_
     return 0;
 }
 
+static void cold_parse(
+    struct kvarn_inspect_session_result *to, const Kvarnd__InspectSessionReply *from)
+{
+    to->cold_blocks = from->cold_blocks;
+    to->cold_bytes = from->cold_bytes;
+    to->loading_blocks = from->loading_blocks;
+    to->loading_bytes = from->loading_bytes;
+    to->missing_blocks = from->missing_blocks;
+    to->missing_bytes = from->missing_bytes;
+    to->stored_blocks = from->stored_blocks;
+    to->stored_bytes = from->stored_bytes;
+}
+
 int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_session_result *ret)
 {
     struct kvarn_inspect_session_result result = {0};
@@ -607,6 +623,7 @@ int kvarn_reply_inspect_session(struct kvarn_reply *reply, struct kvarn_inspect_
     result.prefix_tokens = m->prefix_tokens;
     result.adopted_blocks = m->adopted_blocks;
     result.share_prefix = m->share_prefix;
+    cold_parse(&result, m);
     *ret = result;
     return 0;
 }

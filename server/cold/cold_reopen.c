@@ -255,6 +255,7 @@ static void cold_fill(struct reopening *reopening, struct kvd_session *session,
     for (uint32_t i = 0; i < map->layer_count; i++) {
         uint64_t length = map->layers[i].length;
         sc->mapped_tokens = length > sc->mapped_tokens ? length : sc->mapped_tokens;
+        sc->durable_tokens = i == 0 || length < sc->durable_tokens ? length : sc->durable_tokens;
     }
     sc->tail_first = map->block_count;
     sc->tail_epoch = session->epoch;

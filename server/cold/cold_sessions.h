@@ -46,6 +46,7 @@ struct kvd_session_cold {
     struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
     struct kvd_cold_named *named;        /* owned: what its maps on disk name; NULL: nothing */
     uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
+    uint64_t durable_tokens;    /* committed, of map_rec */
     struct kvd_cold_id tail_id; /* of tail_rec */
     uint64_t tail_epoch, tail_token_sum; /* what the session was when tail_rec was put */
     uint64_t leaving_bytes;              /* of its tail, which the evictor counts on */

@@ -392,6 +392,7 @@ static void map_replace(struct kvd_spill_put *spill)
     kvd_spill_forget(cold, is_later ? sc->map_rec : record);
     sc->map_rec = is_later ? record : sc->map_rec;
     if (is_later) {
+        sc->durable_tokens = spill->committed;
         kvd_tail_mapped(spill);
     }
 }
@@ -453,6 +454,16 @@ static uint64_t map_fill(const struct kvd_session *session, uint32_t count,
     return longest;
 }
 
+static uint64_t map_committed(const struct kvd_cold_map_head *head)
+{
+    uint64_t shortest = UINT64_MAX;
+
+    for (uint32_t i = 0; i < head->layer_count; i++) {
+        shortest = head->layers[i].length < shortest ? head->layers[i].length : shortest;
+    }
+    return shortest;
+}
+
 struct kvd_spill_put *kvd_spill_map_create(
     struct kvd_session *session, uint32_t count, const struct kvd_spill_tail *tail)
 {
@@ -468,6 +479,7 @@ struct kvd_spill_put *kvd_spill_map_create(
         spill->tail = *tail;
         spill->tail.record = NULL; /* the caller's, until the map is on its way */
         spill->tokens = map_fill(session, count, tail->id, head);
+        spill->committed = map_committed(head);
         kvd_cold_map_encode(&spill->head, head);
         for (uint32_t b = 0; b < count; b++) {
             const struct kvd_block *block = kvd_session_block(session, b);

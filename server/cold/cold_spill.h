@@ -33,7 +33,8 @@ struct kvd_spill_put {
     struct iovec body_vec;
     uint32_t page_count;
     uint32_t block_idx;
-    uint64_t tokens;                    /* of a map */
+    uint64_t tokens;                    /* of a map: its longest layer */
+    uint64_t committed;                 /* and its shortest */
     struct kvd_spill_tail tail;         /* of a tail, and of a map that names one */
     bool is_final;                      /* of the stop */
     bool is_tail_out;                   /* a map that ends what kvd_cold_tail_out() began */

@@ -227,6 +227,7 @@ void kvd_cold_forget(struct kvd_session *session)
     sc->is_session_put = false;
     sc->is_buried = false;
     sc->mapped_tokens = 0;
+    sc->durable_tokens = 0;
     sc->mapped_blocks = 0;
     sc->next_block = 0;
     kvd_cold_named_free(session->service, sc->named);

@@ -10,6 +10,7 @@
 
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "server/cold/cold_usage.h"
 #include "server/evict/session_evict.h"
 #include "server/rpc/rpc.h"
 #include "server/rpc/rpc_check.h"
@@ -54,6 +55,10 @@ static void summary_fill(Kvarnd__SessionSummary *ret, const struct kvd_session *
     uint64_t missing_first, missing_last;
     kvd_session_missing_tokens(session, &missing_first, &missing_last);
     ret->missing_tokens = missing_last - missing_first;
+    ret->has_away_blocks = ret->has_restart_tokens = ret->has_tail_cold = 1;
+    ret->away_blocks = kvd_cold_away_blocks(session);
+    ret->restart_tokens = kvd_cold_restart_tokens(session);
+    ret->tail_cold = session->cold.is_tail_cold;
 }
 
 /* Bytes of a summary within its reply: tag, length of up to 3 bytes, and itself. */
@@ -184,6 +189,7 @@ struct inspect_call {
     struct kvd_request *request;
     struct kvd_session *session; /* ref */
     struct kvd_session_shared shared;
+    struct kvd_cold_usage cold;
     uint32_t span_idx;
 };
 
@@ -196,6 +202,22 @@ static void sharing_to_wire(const struct inspect_call *call, Kvarnd__InspectSess
     reply->prefix_tokens = call->session->prefix_tokens;
     reply->adopted_blocks = call->session->adopted_blocks;
     reply->share_prefix = call->session->prefix != NULL;
+}
+
+static void cold_to_wire(const struct kvd_cold_usage *cold, Kvarnd__InspectSessionReply *reply)
+{
+    reply->has_cold_blocks = reply->has_cold_bytes = 1;
+    reply->cold_blocks = cold->cold.count;
+    reply->cold_bytes = cold->cold.bytes;
+    reply->has_loading_blocks = reply->has_loading_bytes = 1;
+    reply->loading_blocks = cold->loading.count;
+    reply->loading_bytes = cold->loading.bytes;
+    reply->has_missing_blocks = reply->has_missing_bytes = 1;
+    reply->missing_blocks = cold->missing.count;
+    reply->missing_bytes = cold->missing.bytes;
+    reply->has_stored_blocks = reply->has_stored_bytes = 1;
+    reply->stored_blocks = cold->stored_blocks;
+    reply->stored_bytes = cold->stored_bytes;
 }
 
 static void inspect_reply(const struct inspect_call *call)
@@ -233,6 +255,7 @@ static void inspect_reply(const struct inspect_call *call)
     usage_to_wire(&usage, &reply);
     lifetime_to_wire(session, &reply);
     sharing_to_wire(call, &reply);
+    cold_to_wire(&call->cold, &reply);
     options_to_wire(session, &reply);
     kvd_request_reply(request, &reply.base, NULL, 0);
 }
@@ -243,12 +266,15 @@ static void inspect_run(struct inspect_call *call)
     struct kvd_slices *slices = &call->session->service->sessions.slices;
     struct kvd_session *session = call->session;
 
+    kvd_cold_usage_add_span(session, call->span_idx, &call->cold);
     while (!kvd_session_shared_add(session, call->span_idx++, &call->shared)) {
         if (!kvd_slices_has_time(slices)) {
             kvd_slices_add(slices, &call->slice);
             return;
         }
+        kvd_cold_usage_add_span(session, call->span_idx, &call->cold);
     }
+    kvd_cold_usage_add_records(session, &call->cold);
     inspect_reply(call);
     kvd_session_unref(session);
 }

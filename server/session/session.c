@@ -323,8 +323,7 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
     *ret = usage;
 }
 
-/* What the session's layers have in a block, told from their lengths. */
-static void shared_add_block(
+void kvd_session_add_block_usage(
     const struct kvd_session *session, uint32_t block_idx, struct kvd_session_shared *shared)
 {
     bool is_sink = block_idx < kvd_session_sink_blocks(session);
@@ -356,7 +355,7 @@ bool kvd_session_shared_add(
     for (uint32_t b = first; b < last; b++) {
         const struct kvd_block *block = span->blocks[b - first];
         if (block != NULL && (span->refs > 1 || block->refs > 1)) {
-            shared_add_block(session, b, shared);
+            kvd_session_add_block_usage(session, b, shared);
         }
     }
     return last == count;

@@ -227,6 +227,10 @@ struct kvd_session_shared {
     uint64_t bytes;
 };
 
+/* Add what the session's layers have in a block, or had, told from their lengths. */
+void kvd_session_add_block_usage(
+    const struct kvd_session *session, uint32_t block_idx, struct kvd_session_shared *shared);
+
 /*
  * Add up one span's blocks; true: it was the last. A span that is shared whole is counted by what
  * the session's layers keep, others block by block: a microsecond or so.

@@ -165,6 +165,49 @@ def test_parts_and_refusals(start, connect, tmp_path):
         assert refused.value.code == code, fields
 
 
+def inspect(conn, name):
+    return conn.call(pb.InspectSession(name=name)).message
+
+
+@pytest.mark.deadline(60)
+def test_what_is_cold_and_what_a_crash_leaves(start, connect, tmp_path):
+    """Inspect and the list say what is where; a crash brings back what they said."""
+    daemon = cold(start, tmp_path)
+    conn = connect(daemon)
+    session = Session(conn, SHAPE, "s")
+    session.append(rows(1), 0)
+    first = stored(session)
+    assert inspect(conn, "s").cold_blocks == 0
+    durable(conn, BLOCKS)
+    while (seen := inspect(conn, "s")).summary.restart_tokens == 0:
+        conn.ping()
+    assert seen.stored_blocks == BLOCKS and seen.stored_bytes > seen.tile_bytes
+    assert seen.summary.restart_tokens == BLOCKS * 64 and seen.summary.away_blocks == 0
+    page = seen.tile_bytes // (2 * (BLOCKS - 1))
+    conn.call(pb.Evict(name="s", blocks=2))
+    seen = inspect(conn, "s")
+    assert (seen.cold_blocks, seen.cold_bytes) == (2, 2 * 2 * page)
+    assert seen.loading_blocks == seen.missing_blocks == 0 and not seen.summary.tail_cold
+    (line,) = conn.call(pb.ListSessions()).message.sessions
+    assert (line.away_blocks, line.restart_tokens) == (2, BLOCKS * 64)
+    text = ctl(daemon, "inspect", "s").stdout
+    assert f"a restart after a crash now finds {BLOCKS * 64} tokens" in text
+    got = json.loads(ctl(daemon, "inspect", "s", "--json").stdout)
+    assert got["cold_blocks"] == got["away_blocks"] == 2
+    assert got["stored_bytes"] == seen.stored_bytes
+    conn.close()
+    daemon.kill()
+
+    again = cold(start, tmp_path)
+    conn = connect(again)
+    session = Session(conn, SHAPE, "s", mode="existing")
+    assert session.lengths == [BLOCKS * 64] * 2
+    seen = inspect(conn, "s")
+    assert seen.cold_blocks == seen.summary.away_blocks == BLOCKS
+    assert seen.summary.restart_tokens == BLOCKS * 64
+    assert stored(session) == first and inspect(conn, "s").cold_blocks == 0
+
+
 def ctl(daemon, *args, code=0):
     done = subprocess.run([str(BIN / "kvarnctl"), "--server", daemon.address, *map(str, args)],
                           timeout=patience(30), stdin=subprocess.DEVNULL, capture_output=True,

@@ -541,6 +541,9 @@ struct kvarn_session_summary {
     uint32_t priority;    /* what is left of it */
     uint64_t pin_left_ms; /* 0: not pinned */
     uint64_t missing_tokens;
+    uint64_t away_blocks;    /* not in memory: cold, on their way back, or missing */
+    uint64_t restart_tokens; /* that a restart after a crash now would find; committed */
+    bool tail_cold;          /* what is not sealed is on disk, not in memory */
 };
 struct kvarn_list_sessions_result {
     const struct kvarn_session_summary *sessions; /* ascending by name */
@@ -576,6 +579,12 @@ struct kvarn_inspect_session_result {
     uint64_t ttl_ms;         /* 0: none */
     uint64_t pinned_bytes;
     uint64_t missing_first, missing_last; /* tokens that were evicted */
+    /* Not in memory; bytes are those of their pages in memory. */
+    uint64_t cold_blocks, cold_bytes;
+    uint64_t loading_blocks, loading_bytes;
+    uint64_t missing_blocks, missing_bytes;
+    uint64_t stored_blocks; /* that have a cold record, whether in memory or not */
+    uint64_t stored_bytes;  /* on disk, of these and of the session's other records */
 };
 
 struct kvarn_op_stats {

@@ -456,7 +456,14 @@ def test_verify_finds_a_flipped_bit(start, tmp_path):
         record = bytes(session.read_stored(1, 1, 128, 192).payload)[:32]
         while client.stats().counters["cold_blocks_written"] < 4:
             client.ping()
+        while (details := client.inspect("python-cold")).summary.restart_tokens < 256:
+            client.ping()
+        assert details.stored_blocks == 4 and details.stored_bytes > details.tile_bytes > 0
         client.evict("python-cold")
+        details = client.inspect("python-cold")
+        assert details.cold_blocks >= 4 and details.cold_bytes > 0 == details.missing_blocks
+        assert details.summary.away_blocks == details.cold_blocks + details.loading_blocks
+        assert client.sessions("python-cold")[0].away_blocks == details.summary.away_blocks
         (segment,) = (tmp_path / "cold").glob("*.kvs")
         with open(segment, "r+b") as file:
             data = file.read()

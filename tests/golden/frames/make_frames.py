@@ -188,7 +188,8 @@ SUMMARY = (
     text(1, "name", "chat/ä"), text(2, "model", "tiny-moe"), number(3, "length", 300),
     number(4, "epoch", 7), number(5, "bytes", 1 << 21), number(6, "handles", 2),
     number(7, "idle_ms", 1500), number(10, "ttl_left_ms", 60000), number(11, "priority", 3),
-    number(12, "pin_left_ms", 0), number(13, "missing_tokens", 128))
+    number(12, "pin_left_ms", 0), number(13, "missing_tokens", 128), number(15, "away_blocks", 2),
+    number(16, "restart_tokens", 256), flag(17, "tail_cold", True))
 PARAMS = message(1, "params", number(1, "layer", 2), number(2, "q_heads", 1))
 
 
@@ -337,7 +338,11 @@ def good_session():
         enum(16, "encoder", 3, "AWARE"), number(17, "seal_lag", 16),
         number(18, "pages_aware", 2), number(19, "metric_version", 5),
         number(25, "ttl_ms", 3600000), number(26, "pinned_bytes", 0),
-        number(27, "missing_first", 128), number(28, "missing_last", 256)], b""
+        number(27, "missing_first", 128), number(28, "missing_last", 256),
+        number(30, "cold_blocks", 1), number(31, "cold_bytes", 30000),
+        number(32, "loading_blocks", 0), number(33, "loading_bytes", 0),
+        number(34, "missing_blocks", 1), number(35, "missing_bytes", 30000),
+        number(36, "stored_blocks", 2), number(37, "stored_bytes", 73728)], b""
 
 
 def good_tokens():

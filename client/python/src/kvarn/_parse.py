@@ -100,7 +100,8 @@ def seconds(ms: int) -> float | None:
 def summary(wire: Any) -> SessionSummary:
     return SessionSummary(wire.name, wire.model, wire.length, wire.epoch, wire.bytes, wire.handles,
                           wire.idle_ms / 1000, seconds(wire.ttl_left_ms), wire.priority,
-                          seconds(wire.pin_left_ms), wire.missing_tokens)
+                          seconds(wire.pin_left_ms), wire.missing_tokens, wire.away_blocks,
+                          wire.restart_tokens, wire.tail_cold)
 
 
 def details(reply: Any) -> SessionDetails:
@@ -113,7 +114,9 @@ def details(reply: Any) -> SessionDetails:
         names.get(reply.encoder, "default"), reply.seal_lag, reply.pages_aware,
         reply.metric_version, seconds(reply.ttl_ms), reply.pinned_bytes,
         (reply.missing_first, reply.missing_last), reply.shared_pages, reply.shared_bytes,
-        reply.prefix_tokens, reply.adopted_blocks, reply.share_prefix)
+        reply.prefix_tokens, reply.adopted_blocks, reply.share_prefix, reply.cold_blocks,
+        reply.cold_bytes, reply.loading_blocks, reply.loading_bytes, reply.missing_blocks,
+        reply.missing_bytes, reply.stored_blocks, reply.stored_bytes)
 
 
 def metric(reply: Any, payload: memoryview) -> list[LayerMetric]:

@@ -341,7 +341,9 @@ class Verification:
 class SessionSummary:
     """A line of the list of sessions. bytes: resident pages; handles: connections that hold it.
 
-    ttl_left, pin_left: None without. missing_tokens: that were evicted.
+    ttl_left, pin_left: None without. missing_tokens: that were evicted. away_blocks: not in memory,
+    whether on disk or gone. restart_tokens: that a restart after a crash now would find. tail_cold:
+    what is not sealed is on disk, not in memory.
     """
     name: str
     model: str
@@ -354,6 +356,9 @@ class SessionSummary:
     priority: int = 0
     pin_left: float | None = None
     missing_tokens: int = 0
+    away_blocks: int = 0
+    restart_tokens: int = 0
+    tail_cold: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,6 +390,14 @@ class SessionDetails:
     prefix_tokens: int = 0  # that came with a lease
     adopted_blocks: int = 0  # whose like another session had stored before
     share_prefix: bool = False
+    cold_blocks: int = 0  # on disk, not in memory; bytes are those of their pages in memory
+    cold_bytes: int = 0
+    loading_blocks: int = 0
+    loading_bytes: int = 0
+    missing_blocks: int = 0
+    missing_bytes: int = 0
+    stored_blocks: int = 0  # on disk, whether in memory or not
+    stored_bytes: int = 0  # of these and of the session's other records, there
 
 
 @dataclasses.dataclass(frozen=True)
