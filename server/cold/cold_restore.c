@@ -63,37 +63,64 @@ static void load_free(struct load *load)
     free(load);
 }
 
-/* The missing range of a session without what is there again at its ends. */
-static void range_shrink(struct kvd_session *session)
+static bool is_away(const struct kvd_session *session, uint32_t block_idx)
 {
-    uint32_t first = session->missing_first;
-    uint32_t last = session->missing_last;
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
 
-    while (first < last) {
-        const struct kvd_block *block = kvd_session_block(session, first);
-        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
-            break;
-        }
-        first++;
-    }
-    while (first < last) {
-        const struct kvd_block *block = kvd_session_block(session, last - 1);
-        if (block != NULL && block->state != KVD_BLOCK_RESIDENT) {
-            break;
-        }
-        last--;
-    }
-    session->missing_first = first < last ? first : 0;
-    session->missing_last = first < last ? last : 0;
-    session->cold.restored_blocks = 0;
-    for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        bool is_back = block != NULL && block->state == KVD_BLOCK_RESIDENT;
-        session->cold.restored_blocks += is_back ? 1 : 0;
-    }
+    return block != NULL && block->state != KVD_BLOCK_RESIDENT;
 }
 
-void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
+/* Blocks of [first, last) that are in memory. */
+static uint32_t resident_count(const struct kvd_session *session, uint32_t first, uint32_t last)
+{
+    uint32_t count = 0;
+
+    for (uint32_t b = first; b < last; b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        count += block != NULL && block->state == KVD_BLOCK_RESIDENT ? 1 : 0;
+    }
+    return count;
+}
+
+/* Let the missing range begin and end where something is missing. */
+static void range_shrink(struct kvd_session *session)
+{
+    uint32_t count = kvd_session_block_count(session);
+    uint32_t end = session->missing_last < count ? session->missing_last : count;
+    uint32_t first = session->missing_first;
+    uint32_t last = end;
+
+    while (first < last && !is_away(session, first)) {
+        first++;
+    }
+    while (first < last && !is_away(session, last - 1)) {
+        last--;
+    }
+    uint32_t left =
+        resident_count(session, session->missing_first, first) + resident_count(session, last, end);
+    uint32_t *restored = &session->cold.restored_blocks;
+    *restored -= left < *restored ? left : *restored;
+    session->missing_first = first < last ? first : 0;
+    session->missing_last = first < last ? last : 0;
+}
+
+/* Count what others' loads may have brought into the missing range: some nanoseconds a block. */
+static void restored_count(struct kvd_session *session)
+{
+    session->cold.restored_blocks =
+        resident_count(session, session->missing_first, session->missing_last);
+}
+
+/* A load brought a block back. */
+static void restored_note(struct kvd_session *session, uint32_t block_idx)
+{
+    bool is_within = block_idx >= session->missing_first && block_idx < session->missing_last;
+
+    session->cold.restored_blocks += is_within ? 1 : 0;
+}
+
+/* Kick all that wait. `loader` (NULL: nobody) has its blocks counted as they came. */
+static void waiting_kick(struct kvd_cold_sessions *cold, const struct kvd_session *loader)
 {
     struct kvd_cold_session_list waiting = TAILQ_HEAD_INITIALIZER(waiting);
     struct kvd_session *session;
@@ -103,10 +130,31 @@ void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
     while ((session = TAILQ_FIRST(&waiting)) != NULL) {
         TAILQ_REMOVE(&waiting, session, cold.wait_link);
         session->cold.is_waiting = false;
-        range_shrink(session);
+        if (session != loader) {
+            range_shrink(session);
+            restored_count(session);
+        }
         kvd_session_kick(session);
         kvd_session_unref(session);
     }
+}
+
+void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
+{
+    waiting_kick(cold, NULL);
+}
+
+/* A load is over, well or not. */
+static void load_end(struct load *load)
+{
+    struct kvd_cold_sessions *cold = load->cold;
+    struct kvd_session *session = kvd_session_ref(load->session);
+
+    range_shrink(session);
+    cold->loads--;
+    load_free(load);
+    waiting_kick(cold, session);
+    kvd_session_unref(session);
 }
 
 void kvd_cold_wait(struct kvd_session *session)
@@ -164,9 +212,7 @@ static void load_fail(struct load *load, int err)
             kvd_cold_tail_lost(load->session);
         }
     }
-    cold->loads--;
-    load_free(load);
-    kvd_cold_kick_waiting(cold);
+    load_end(load);
 }
 
 /* Take a page; others go for it if need be. */
@@ -268,6 +314,7 @@ static void block_install(struct load *load)
     }
     kvd_block_trim(load->cold->service, block);
     block->state = KVD_BLOCK_RESIDENT;
+    restored_note(load->session, load->block_idx);
 }
 
 static void block_body_cb(struct kvd_cold_get *get, int err)
@@ -283,10 +330,11 @@ static void block_body_cb(struct kvd_cold_get *get, int err)
     if (load->block->state == KVD_BLOCK_LOADING) {
         block_install(load);
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_loaded, 1);
+        if (load->want == KVD_COLD_FOR_LATER) {
+            kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_read_ahead, 1);
+        }
     }
-    cold->loads--;
-    load_free(load);
-    kvd_cold_kick_waiting(cold);
+    load_end(load);
 }
 
 static int block_head_read(struct load *load)
@@ -449,6 +497,7 @@ static void tail_install(struct load *load)
         if (is_of_tail(block)) {
             kvd_block_trim(session->service, block);
             block->state = KVD_BLOCK_RESIDENT;
+            restored_note(session, b);
         }
     }
     session->cold.is_tail_cold = false;
@@ -468,12 +517,8 @@ static bool is_tail_wanted(const struct load *load)
 
 static void tail_end(struct load *load)
 {
-    struct kvd_cold_sessions *cold = load->cold;
-
     load->session->cold.is_tail_loading = false;
-    cold->loads--;
-    load_free(load);
-    kvd_cold_kick_waiting(cold);
+    load_end(load);
 }
 
 static void tail_body_cb(struct kvd_cold_get *get, int err)
@@ -618,10 +663,10 @@ static bool block_want(struct kvd_session *session, uint32_t block_idx)
 
 bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op *op)
 {
+    const struct kvd_cold_sessions *cold = &session->service->cold;
     bool is_ready = true;
 
-    if (!kvd_session_has_missing(session) || session->service->cold.tier == NULL ||
-        session->is_dropped) {
+    if (!kvd_session_has_missing(session) || cold->tier == NULL || session->is_dropped) {
         return true;
     }
     if (session->cold.has_no_room) {
@@ -631,7 +676,11 @@ bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op 
     struct kvd_block_range need = need_of(session, op);
     for (uint32_t b = need.first; b < need.last; b++) {
         is_ready = !block_want(session, b) && is_ready;
+        if (!is_ready && cold->loads >= LOADS_MAX) {
+            break; /* nothing more can begin: the rest is looked at later */
+        }
     }
+    kvd_cold_read_ahead(session, op);
     if (!is_ready) {
         kvd_cold_wait(session);
     }

@@ -34,6 +34,12 @@ struct kvd_session;
 struct kvd_session_op;
 struct kvd_timer;
 
+/* Where the reads of a session have come to: read_ahead.c. */
+struct kvd_read_ahead {
+    uint32_t first, last; /* blocks of the last one */
+    uint32_t run;         /* how many followed each other */
+};
+
 /* Of one session, embedded in it. */
 struct kvd_session_cold {
     TAILQ_ENTRY(kvd_session) dirty_link;
@@ -67,6 +73,7 @@ struct kvd_session_cold {
     bool is_warm;         /* listed by the evictor: it may have a tail in memory */
     bool is_buried;       /* a tombstone was put */
     bool has_no_room;     /* the last load found no memory: admit, and miss */
+    struct kvd_read_ahead ahead;
     bool is_tail_loading;
 };
 
@@ -225,6 +232,14 @@ uint64_t kvd_cold_load_bytes(const struct kvd_session *session, uint32_t block_i
 
 /* The session is kicked, and its missing range seen to, when a load ends. */
 void kvd_cold_wait(struct kvd_session *session);
+
+/* read_ahead.c */
+
+/*
+ * An operation of a session with missing blocks is looked at, once or more often: where reads of
+ * blocks follow each other, start to load what comes next, up to --cold-read-ahead blocks.
+ */
+void kvd_cold_read_ahead(struct kvd_session *session, const struct kvd_session_op *op);
 
 /* What a block whose record cannot be read becomes: MISSING, reason CHECKSUM. */
 void kvd_cold_block_lost(struct kvd_block *block);

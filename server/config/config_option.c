@@ -35,6 +35,7 @@
 #define RANGE_cold_limit      MIB / 4, UINT64_C(1) << 50
 #define RANGE_cold_segment    KVARN_COLD_SEGMENT_BYTES_MIN, KVARN_COLD_SEGMENT_BYTES_MAX
 #define RANGE_cold_compress   0, 19
+#define RANGE_cold_read_ahead 0, 32
 #define RANGE_connections_max 1, 1000000
 #define RANGE_sessions_max    1, KVARN_SESSIONS_MAX
 #define RANGE_credit_requests 1, 65536

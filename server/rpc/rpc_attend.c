@@ -93,6 +93,10 @@ static int items_fill(struct kvd_attend_batch *batch, struct kvd_failure *why)
         item->op.layer_count = 1;
         item->op.block_first = (uint32_t)(item->first / session->shape->group);
         item->op.block_last = UINT32_MAX;
+        if (item->has_last && item->last < KVARN_SESSION_TOKENS_MAX) {
+            uint64_t group = session->shape->group;
+            item->op.block_last = (uint32_t)((item->last + group - 1) / group);
+        }
         item->op.admit_cb = item_admit_cb;
         if (q != NULL) { /* without any query tokens there is no payload */
             q += kvd_attend_q_bytes(batch->params, session, item->q_tokens);

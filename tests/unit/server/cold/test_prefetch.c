@@ -12,82 +12,10 @@
 
 #include "server/cold/prefetch.h"
 #include "server/evict/session_evict.h"
-#include "tests/support/session_cold.h"
-
-/* What each test starts with: a session of `blocks` whole blocks and some tokens, all sealed blocks
- * of which are on disk only. */
-struct scene {
-    struct kvd_fake_disk *disk;
-    struct kvt_rig rig;
-    struct kvd_session *session;
-    uint32_t blocks;
-};
-
-/* Two layers without a window. */
-static const struct kvd_layer_group groups[] = {
-    {.layers = 2, .kv_heads = 2, .k_dim = 16, .v_dim = 16, .window = 0}};
-static const struct kvd_shape_desc shape = {.model = "two",
-    .group = 64,
-    .k_bits = 2,
-    .v_bits = 2,
-    .sink_tokens = 64,
-    .layer_groups = groups,
-    .layer_group_count = 1};
-
-static void append(struct kvt_rig *rig, struct kvd_session *session, uint32_t tokens)
-{
-    struct kvt_append append = kvt_append_of(session, tokens, 1);
-
-    assert_int_equal(kvt_append_now(rig, &append), 0);
-}
-
-static void evict_sealed(struct scene *scene)
-{
-    uint64_t freed = 0;
-
-    assert_int_equal(kvd_session_evict(scene->session, scene->blocks, &freed), scene->blocks);
-    assert_true(freed > 0);
-}
-
-static void scene_init(struct scene *scene, uint32_t blocks)
-{
-    scene->disk = kvd_fake_disk_create();
-    scene->blocks = blocks;
-    kvt_rig_init(&scene->rig, &(struct kvt_rig_options){.disk = scene->disk, .shape = &shape});
-    scene->session = kvt_session_open(&scene->rig, "s", 0);
-    append(&scene->rig, scene->session, blocks * 64 + 10);
-    kvt_cold_spill(&scene->rig);
-    evict_sealed(scene);
-}
-
-static void scene_fini(struct scene *scene)
-{
-    if (scene->session != NULL) {
-        kvt_session_drop(&scene->rig, scene->session);
-    }
-    kvt_cold_spill(&scene->rig);
-    kvt_rig_fini(&scene->rig);
-    kvd_fake_disk_destroy(scene->disk);
-}
-
-static uint64_t metric(const struct scene *scene, enum kvd_metric which)
-{
-    return scene->rig.service.metrics.values[which];
-}
-
-static uint32_t count_in_state(const struct kvd_session *session, enum kvd_block_state state)
-{
-    uint32_t count = 0;
-
-    for (uint32_t b = 0; b < kvd_session_block_count(session); b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        count += block != NULL && block->state == state;
-    }
-    return count;
-}
+#include "tests/support/cold_scene.h"
 
 /* Make a job for the last blocks and begin it, if there is something to load. */
-static struct kvd_prefetch_job *prefetch(struct scene *scene, uint32_t last_blocks)
+static struct kvd_prefetch_job *prefetch(struct kvt_scene *scene, uint32_t last_blocks)
 {
     struct kvd_prefetch_job *job = NULL;
     struct kvd_failure why = {0};
@@ -105,34 +33,12 @@ static struct kvd_prefetch_job *prefetch(struct scene *scene, uint32_t last_bloc
     return job;
 }
 
-/* An attention over whole blocks of a layer, which names them as what it needs. */
-static struct kvt_attend attend_of(
-    const struct scene *scene, uint32_t block_first, uint32_t block_last)
-{
-    struct kvt_attend attend = kvt_attend_of(scene->session, 0, 1, 3);
-
-    attend.args.is_causal = false;
-    attend.args.first = (uint64_t)block_first * 64;
-    attend.args.last = (uint64_t)block_last * 64;
-    attend.op.block_first = block_first;
-    attend.op.block_last = block_last;
-    return attend;
-}
-
-static int attend(struct scene *scene, uint32_t block_first, uint32_t block_last)
-{
-    struct kvt_attend attend = attend_of(scene, block_first, block_last);
-    int err = kvt_attend_now(&scene->rig, &attend);
-    kvt_attend_fini(&attend);
-    return err;
-}
-
 static void test_job_brings_all_back(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 6);
-    uint32_t cold = count_in_state(scene.session, KVD_BLOCK_COLD);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 6);
+    uint32_t cold = kvt_scene_count(&scene, KVD_BLOCK_COLD);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     assert_int_equal(cold, 6);
     assert_int_equal(job->blocks, 6);
@@ -145,25 +51,25 @@ static void test_job_brings_all_back(void **state)
     assert_int_equal(job->blocks_done, 6);
     assert_int_equal(job->bytes_done, job->bytes);
     assert_string_equal(job->name, "s");
-    assert_int_equal(count_in_state(scene.session, KVD_BLOCK_COLD), 0);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_COLD), 0);
     assert_false(kvd_session_has_missing(scene.session));
-    assert_int_equal(metric(&scene, KVD_METRIC_prefetch_jobs), 1);
-    assert_int_equal(metric(&scene, KVD_METRIC_prefetch_blocks), 6);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_prefetch_jobs), 1);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_prefetch_blocks), 6);
     /* What reads it then touches no disk. */
-    uint64_t loaded = metric(&scene, KVD_METRIC_cold_blocks_loaded);
+    uint64_t loaded = kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded);
     assert_int_equal(loaded, 6);
-    assert_int_equal(attend(&scene, 0, 6), 0);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_blocks_loaded), loaded);
+    assert_int_equal(kvt_scene_attend(&scene, 0, 6), 0);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded), loaded);
     assert_null(prefetch(&scene, UINT32_MAX)); /* nothing to load */
     assert_int_equal(scene.rig.service.prefetches.count, 0);
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 static void test_job_takes_the_last_blocks_alone(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 6);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 6);
     /* The open block counts as the last one, and is in memory. */
     const struct kvd_prefetch_job *job = prefetch(&scene, 3);
     assert_int_equal(job->blocks, 2);
@@ -175,15 +81,15 @@ static void test_job_takes_the_last_blocks_alone(void **state)
     }
     assert_int_equal(scene.session->missing_last, 4);
     assert_null(prefetch(&scene, 1));
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 /* The first blocks first, some of them at once, and half of all loads left to operations. */
 static void test_job_keeps_to_the_order_and_the_bound(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 100);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 100);
     kvd_io_fake_hold_files(scene.rig.fake, true);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
@@ -194,7 +100,7 @@ static void test_job_keeps_to_the_order_and_the_bound(void **state)
             b < 32 ? KVD_BLOCK_LOADING : KVD_BLOCK_COLD);
     }
     /* An operation on the last block does not wait behind the job: its load begins at once. */
-    struct kvt_attend attend = attend_of(&scene, 99, 100);
+    struct kvt_attend attend = kvt_scene_attend_of(&scene, 99, 100);
     kvt_attend_begin(&scene.rig, &attend);
     assert_int_equal(scene.rig.service.cold.loads, 33);
     assert_int_equal(kvd_session_block(scene.session, 99)->state, KVD_BLOCK_LOADING);
@@ -204,19 +110,19 @@ static void test_job_keeps_to_the_order_and_the_bound(void **state)
     assert_int_equal(attend.outcome.why.err, 0);
     kvt_attend_fini(&attend);
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_DONE);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_blocks_loaded), 100);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded), 100);
+    kvt_scene_fini(&scene);
 }
 
 /* Who needs a block on its way waits for that read: each is read once. */
 static void test_operations_join_the_read_in_flight(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 8);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 8);
     kvd_io_fake_hold_files(scene.rig.fake, true);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
-    struct kvt_attend attend = attend_of(&scene, 0, 8);
+    struct kvt_attend attend = kvt_scene_attend_of(&scene, 0, 8);
     kvt_attend_begin(&scene.rig, &attend);
     kvt_rig_settle(&scene.rig);
     assert_false(attend.outcome.is_done);
@@ -227,18 +133,18 @@ static void test_operations_join_the_read_in_flight(void **state)
     assert_int_equal(attend.outcome.why.err, 0);
     kvt_attend_fini(&attend);
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_DONE);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_blocks_loaded), 8);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded), 8);
+    kvt_scene_fini(&scene);
 }
 
 /* A job whose blocks an operation loads before it comes to them ends as done, too. */
 static void test_job_joins_what_operations_load(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 40);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 40);
     kvd_io_fake_hold_files(scene.rig.fake, true);
-    struct kvt_attend attend = attend_of(&scene, 0, 40);
+    struct kvt_attend attend = kvt_scene_attend_of(&scene, 0, 40);
     kvt_attend_begin(&scene.rig, &attend);
     assert_int_equal(scene.rig.service.cold.loads, 40);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
@@ -251,15 +157,15 @@ static void test_job_joins_what_operations_load(void **state)
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_DONE);
     assert_int_equal(job->blocks_done, 40);
     assert_int_equal(job->bytes_done, job->bytes);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_blocks_loaded), 40);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded), 40);
+    kvt_scene_fini(&scene);
 }
 
 static void test_job_ends_with_its_session(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 8);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 8);
     kvd_io_fake_hold_files(scene.rig.fake, true);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
@@ -273,14 +179,14 @@ static void test_job_ends_with_its_session(void **state)
     kvd_io_fake_hold_files(scene.rig.fake, false);
     kvt_rig_settle(&scene.rig);
     assert_int_equal(scene.rig.service.cold.loads, 0);
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 static void test_draining_ends_jobs(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 100);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 100);
     kvd_io_fake_hold_files(scene.rig.fake, true);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
@@ -289,9 +195,9 @@ static void test_draining_ends_jobs(void **state)
     kvd_io_fake_hold_files(scene.rig.fake, false);
     kvt_rig_settle(&scene.rig);
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_CANCELLED);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_blocks_loaded), 32);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded), 32);
     assert_true(kvd_service_is_idle(&scene.rig.service));
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 /* Take what is free until no more is to be had. */
@@ -313,8 +219,8 @@ static struct kvd_session *memory_fill(struct kvt_rig *rig)
 static void test_no_memory_ends_the_job(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 60);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 60);
     struct kvd_session *hog = memory_fill(&scene.rig);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
@@ -322,37 +228,37 @@ static void test_no_memory_ends_the_job(void **state)
     assert_int_equal(job->err, KVARN_ENOSPC);
     assert_true(job->blocks_done < 60);
     assert_int_equal(scene.rig.service.cold.loads, 0);
-    assert_int_equal(count_in_state(scene.session, KVD_BLOCK_COLD), 60 - job->blocks_done);
-    assert_int_equal(count_in_state(scene.session, KVD_BLOCK_MISSING), 0);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_loads_failed), 0);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_COLD), 60 - job->blocks_done);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_MISSING), 0);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_loads_failed), 0);
     scene.rig.source.is_empty = false;
     kvt_session_drop(&scene.rig, hog);
-    assert_int_equal(attend(&scene, 0, 60), 0);
-    assert_int_equal(metric(&scene, KVD_METRIC_misses_evicted), 0);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_attend(&scene, 0, 60), 0);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_misses_evicted), 0);
+    kvt_scene_fini(&scene);
 }
 
 static void test_a_block_that_is_lost_fails_the_job(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 8);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 8);
     kvd_fake_disk_fail(scene.disk, KVD_FILE_READ, 4, 1, KVARN_EIO);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_FAILED);
     assert_int_equal(job->err, KVARN_EMISS);
     assert_int_equal(job->blocks_done, 7); /* the others came all the same */
-    assert_int_equal(count_in_state(scene.session, KVD_BLOCK_MISSING), 1);
-    assert_int_equal(metric(&scene, KVD_METRIC_cold_loads_failed), 1);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_MISSING), 1);
+    assert_int_equal(kvt_scene_metric(&scene, KVD_METRIC_cold_loads_failed), 1);
+    kvt_scene_fini(&scene);
 }
 
 static void test_a_cut_shortens_the_job(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 100);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 100);
     kvd_io_fake_hold_files(scene.rig.fake, true);
     const struct kvd_prefetch_job *job = prefetch(&scene, UINT32_MAX);
     kvt_rig_settle(&scene.rig);
@@ -365,18 +271,18 @@ static void test_a_cut_shortens_the_job(void **state)
     assert_int_equal(truncate.outcome.why.err, 0);
     assert_int_equal(job->state, KVARND__JOB_STATE__JOB_DONE);
     assert_int_equal(kvd_session_block_count(scene.session), 10);
-    assert_int_equal(count_in_state(scene.session, KVD_BLOCK_COLD), 0);
-    assert_true(metric(&scene, KVD_METRIC_cold_blocks_loaded) < 100);
-    scene_fini(&scene);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_COLD), 0);
+    assert_true(kvt_scene_metric(&scene, KVD_METRIC_cold_blocks_loaded) < 100);
+    kvt_scene_fini(&scene);
 }
 
 static void test_jobs_are_bounded(void **state)
 {
     (void)state;
-    struct scene scene;
+    struct kvt_scene scene;
     struct kvd_prefetch_job *jobs[KVARN_PREFETCH_JOBS_MAX + 1];
     struct kvd_failure why = {0};
-    scene_init(&scene, 2);
+    kvt_scene_init(&scene, 2);
     struct kvd_prefetches *prefetches = &scene.rig.service.prefetches;
     for (unsigned i = 0; i < KVARN_PREFETCH_JOBS_MAX; i++) {
         assert_int_equal(kvd_prefetch_create(prefetches, scene.session, 9, &jobs[i], &why), 0);
@@ -391,20 +297,20 @@ static void test_jobs_are_bounded(void **state)
         kvd_prefetch_discard(jobs[i]);
     }
     assert_int_equal(prefetches->count, 0);
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 /* Ended jobs are told of for a while, and only so many of them. */
 static void test_ended_jobs_are_kept_for_a_while(void **state)
 {
     (void)state;
-    struct scene scene;
-    scene_init(&scene, 1);
+    struct kvt_scene scene;
+    kvt_scene_init(&scene, 1);
     struct kvd_prefetches *prefetches = &scene.rig.service.prefetches;
     for (unsigned i = 0; i < KVARN_PREFETCH_ENDED_MAX + 3; i++) {
         assert_non_null(prefetch(&scene, UINT32_MAX));
         kvt_rig_settle(&scene.rig);
-        evict_sealed(&scene);
+        kvt_scene_evict(&scene);
     }
     assert_int_equal(prefetches->ended_count, KVARN_PREFETCH_ENDED_MAX);
     assert_int_equal(TAILQ_FIRST(&prefetches->ended)->id, KVARN_PREFETCH_ENDED_MAX + 3);
@@ -415,7 +321,7 @@ static void test_ended_jobs_are_kept_for_a_while(void **state)
     kvd_prefetches_expire(prefetches);
     assert_int_equal(prefetches->ended_count, 1);
     assert_true(TAILQ_EMPTY(&prefetches->running));
-    scene_fini(&scene);
+    kvt_scene_fini(&scene);
 }
 
 static void test_no_tier_no_job(void **state)
@@ -426,7 +332,7 @@ static void test_no_tier_no_job(void **state)
     struct kvd_failure why = {0};
     kvt_rig_init(&rig, &(struct kvt_rig_options){0});
     struct kvd_session *session = kvt_session_open(&rig, "s", 0);
-    append(&rig, session, 64 * 3);
+    kvt_cold_append(&rig, session, NULL, 64 * 3, 1);
     assert_int_equal(kvd_prefetch_create(&rig.service.prefetches, session, UINT32_MAX, &job, &why),
         KVARN_EUNSUPPORTED);
     assert_null(job);
