@@ -13,6 +13,7 @@
 
 #include "server/cold/cold_segment.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/bench_cold_walk.h"
 
 #define BLOCK_PAGES   32u /* layers */
 #define PAGE_BYTES    77824u
@@ -318,6 +319,7 @@ int kvb_cold(struct kvb_report *report, int argc, char **argv)
     }
     bench_must(bench.failed == 0, "a transfer");
     bench_report(report, &bench, t);
+    kvb_cold_walk(report, parent);
     kvd_workers_destroy(bench.workers);
     bench.io->ops->destroy(bench.io);
     (void)unlink(bench.plain_path);

@@ -24,6 +24,8 @@
 #define SINK_BYTES  ((size_t)64 << 20) /* where large requests go */
 #define READ_BYTES  ((size_t)512 << 10)
 
+#define EXTRA_ARGS_MAX 8
+
 /* In the child: do not outlive the bench. */
 static void child_begin(pid_t parent)
 {
@@ -48,7 +50,31 @@ static unsigned port_free(void)
     return ntohs(at.sin_port);
 }
 
+/* In the child: become the daemon. */
+_Noreturn static void daemon_exec(
+    const char *path, const char *const *args, size_t count, const char *const *extra)
+{
+    const char *argv[32] = {0};
+
+    for (size_t i = 0; i < count; i++) {
+        argv[i] = args[i];
+    }
+    for (size_t i = 0; i < EXTRA_ARGS_MAX && extra[i] != NULL; i++) {
+        argv[count + i] = extra[i];
+    }
+    (void)execv(path, (char *const *)(uintptr_t)argv);
+    _exit(127);
+}
+
 void kvb_daemon_start(struct kvb_daemon *daemon, const char *path, const char *memory_limit)
+{
+    const char *none = NULL;
+
+    kvb_daemon_start_with(daemon, path, memory_limit, &none);
+}
+
+void kvb_daemon_start_with(
+    struct kvb_daemon *daemon, const char *path, const char *memory_limit, const char *const *extra)
 {
     char line[160] = "", socket_path[96], tcp[32];
     pid_t parent = getpid();
@@ -67,9 +93,9 @@ void kvb_daemon_start(struct kvb_daemon *daemon, const char *path, const char *m
         (void)close(fds[0]);
         /* Memory is touched once: what was dropped is used again, as in a daemon that is full. */
         (void)setenv("MALLOC_CONF", "dirty_decay_ms:-1", 1);
-        (void)execl(path, "kvarnd", "--listen-unix", socket_path, "--listen-tcp", tcp,
-            "--insecure-tcp", "--memory-limit", memory_limit, "--log-level", "warn", (char *)NULL);
-        _exit(127);
+        const char *const args[] = {"kvarnd", "--listen-unix", socket_path, "--listen-tcp", tcp,
+            "--insecure-tcp", "--memory-limit", memory_limit, "--log-level", "warn"};
+        daemon_exec(path, args, sizeof(args) / sizeof(*args), extra);
     }
     (void)close(fds[1]);
     FILE *out = fdopen(fds[0], "r");

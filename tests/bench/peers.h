@@ -25,6 +25,10 @@ struct kvb_daemon {
 
 /* Start `path`, with a socket in a folder of its own and one on the loopback. */
 void kvb_daemon_start(struct kvb_daemon *daemon, const char *path, const char *memory_limit);
+
+/* The same with at most 8 more arguments, up to a NULL. */
+void kvb_daemon_start_with(struct kvb_daemon *daemon, const char *path, const char *memory_limit,
+    const char *const *extra);
 void kvb_daemon_stop(struct kvb_daemon *daemon);
 
 /* What a raw sender sends. */
