@@ -91,6 +91,14 @@ static uint64_t query_metric_bytes_max(const struct kvd_config *config)
     return config->metric_memory < quarter ? config->metric_memory : quarter;
 }
 
+/* The page store has empty chunks to give back. */
+static void chunk_dying_cb(void *ctx)
+{
+    struct kvd_service *service = ctx;
+
+    kvd_session_table_reap(&service->sessions);
+}
+
 int kvd_service_init(
     struct kvd_service *service, const struct kvd_config *config, struct kvd_io *io)
 {
@@ -110,6 +118,9 @@ int kvd_service_init(
         query_metric_bytes_max(config));
     kvd_compactor_init(&service->compactor, service);
     err = kvd_session_table_init(&service->sessions, service);
+    service->pages.dying_cb = chunk_dying_cb;
+    service->pages.dying_ctx = service;
+    kvd_large_init(&service->large, &service->budget, &service->sessions.slices);
     if (err == 0) {
         err = kvd_prefix_index_init(&service->prefixes, service);
     }
@@ -156,6 +167,7 @@ void kvd_service_fini(struct kvd_service *service)
     kvd_workers_destroy(service->workers);
     kvd_prefix_index_fini(&service->prefixes);
     kvd_session_table_fini(&service->sessions);
+    service->pages.dying_cb = NULL; /* nobody takes steps any more */
     kvd_lifetimes_fini(&service->lifetimes);
     kvd_evictor_fini(&service->evictor);
     kvd_metric_store_fini(&service->query_metrics);

@@ -18,6 +18,7 @@
 #include "server/config/config.h"
 #include "server/evict/evict.h"
 #include "server/io/io.h"
+#include "server/io/large.h"
 #include "server/io/workers.h"
 #include "server/prefix/prefix_index.h"
 #include "server/session/lifetime.h"
@@ -47,6 +48,7 @@ struct kvd_service {
     struct kvd_shape_registry shapes;
     struct kvd_metric_store query_metrics;
     struct kvd_session_table sessions;
+    struct kvd_large large;
     struct kvd_prefix_index prefixes;
     struct kvd_lifetimes lifetimes;
     struct kvd_evictor evictor;

@@ -1,8 +1,9 @@
 /*
  * Storing tokens: the life of an append, from its turn to its commit.
  *
- * Owner: the request that appends. Thread: loop; append_job_run() on a worker, which reads staging
- * and writes rows above the length, or tile pages not yet sealed: memory that no reader looks at.
+ * Owner: the request that appends. Thread: loop; kvd_append_job_run() on a worker, which reads
+ * staging and writes rows above the length, or tile pages not yet sealed: memory that no reader
+ * looks at.
  */
 #include "server/append/append.h"
 
@@ -10,55 +11,19 @@
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "lib/base/assert.h"
-#include "server/append/append_plan.h"
+#include "server/append/append_impl.h"
 #include "server/base/cache_line.h"
 #include "server/base/kernel_cost.h"
 #include "server/evict/session_evict.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
-/* Payload per job: large enough that the 50 us of a wake-up do not count. */
-#define JOB_BYTES_MIN (256 * 1024)
-
 /* SEMANTICS.md 18. */
 #define INLINE_BYTES_MAX (64 * 1024)
 #define INLINE_NS_MAX    30000
-
-struct append_job {
-    struct kvd_job job; /* first: the worker's handle */
-    struct kvd_append *append;
-    uint32_t unit_first, unit_last;
-    struct kvd_append_fault fault;
-};
-
-struct kvd_append {
-    struct kvd_session_op op; /* first: the queue's handle */
-    struct kvd_service *service;
-    struct kvd_session *session; /* ref */
-    uint64_t epoch;
-    uint64_t hash;           /* of payload and meaning; of the meaning alone while unhashed */
-    const uint8_t *unhashed; /* borrowed: payload that the first job hashes; NULL: it is done */
-    size_t unhashed_bytes;
-    bool is_batched;
-    bool is_probing; /* layers pending only to learn whether this is a retry */
-    uint64_t deadline_ns;
-    void *ctx;
-    void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
-    void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
-    int cancel_err;
-    size_t charged_bytes;
-    struct kvd_prefix_note prefix_note;
-    struct kvd_prefix_names prefix_names; /* within this allocation */
-    struct kvd_append_plan plan;
-    struct kvd_slice slice;     /* listed while blocks are being reserved over several turns */
-    struct kvd_seal_list seals; /* owned: for what the commit makes due */
-    struct append_job *jobs;    /* within this allocation */
-    uint32_t job_room;
-    uint32_t job_count;
-    uint32_t jobs_left;
-};
 
 size_t kvd_append_inline_bytes_max(void)
 {
@@ -71,18 +36,14 @@ size_t kvd_append_inline_bytes_max(void)
 static void append_destroy(struct kvd_append *append)
 {
     struct kvd_service *service = append->service;
-    size_t charged_bytes = append->charged_bytes;
 
-    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
-        kvd_page_unref(&service->pages, append->plan.units[i].copied);
-    }
+    KVARN_ASSERT(append->copied == 0 && SLIST_EMPTY(&append->seals));
+    KVARN_ASSERT(SLIST_EMPTY(&append->owned));
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         kvd_metric_sum_unref(append->plan.layers[i].metric);
     }
-    kvd_seal_list_fini(&append->seals);
     kvd_session_unref(append->session);
-    free(append);
-    kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, charged_bytes);
+    kvd_large_give(&service->large, KVD_BUDGET_STAGING, append, append->taken_bytes);
 }
 
 /* Tell the owner and free. */
@@ -92,44 +53,26 @@ static void append_finish(struct kvd_append *append, const struct kvd_failure *w
     append_destroy(append);
 }
 
-/* Nothing was stored: the block table becomes what it was before append_place(). */
-static void append_unplace(struct kvd_append *append)
+/* The layers are nobody's any more: tell the owner, free, let others go on. */
+static void append_end(struct kvd_append *append, const struct kvd_failure *why)
 {
-    for (uint32_t i = append->plan.unit_count; i > 0; i--) {
-        kvd_append_unit_unplace(&append->plan.units[i - 1], append->session);
-    }
-    kvd_session_trim(append->session);
-}
+    struct kvd_session *session = kvd_session_ref(append->session);
 
-/* Give the layers back without a trace. */
-static void append_abort(struct kvd_append *append, const struct kvd_failure *why)
-{
-    struct kvd_session *session = append->session;
-
-    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
-        ly->pending_length = ly->length;
-        ly->pending--;
-    }
-    append_unplace(append);
-    kvd_session_ref(session);
     append_finish(append, why, false);
     kvd_session_kick(session);
     kvd_session_unref(session);
 }
 
-static void layer_commit(struct kvd_append *append, const struct kvd_append_layer *al)
+/* What was taken for it is given back: the block table becomes what it was, without a trace. */
+static void append_abort(struct kvd_append *append)
 {
-    struct kvd_session *session = append->session;
-    struct kvd_layer *ly = &session->layers[al->layer];
-
-    for (uint32_t b = al->records.first; b < al->records.last; b++) {
-        kvd_session_drop_rows(session, al->layer, b);
-        session->pages_by_encoder[KVARN_ENCODER_DEFAULT]++;
+    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
+        struct kvd_layer *ly = &append->session->layers[append->plan.layers[i].layer];
+        ly->pending_length = ly->length;
     }
-    KVARN_ASSERT(ly->pending > 0);
-    ly->pending--;
-    kvd_seal_due(session, al->layer, al->records, &append->seals, al->metric);
+    kvd_append_release(append);
+    kvd_session_trim(append->session);
+    append_end(append, &append->why);
 }
 
 static void lengths_commit(struct kvd_append *append)
@@ -148,32 +91,22 @@ static void lengths_commit(struct kvd_append *append)
         kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
     kvd_lifetime_touch(session);
-    kvd_prefix_note(session, &append->prefix_note, &append->prefix_names);
 }
 
-/* Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). */
+/*
+ * Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). Its layers stay
+ * pending until what follows from it is done, in slices, so that nobody meets less.
+ */
 static void append_commit(struct kvd_append *append)
 {
     struct kvd_session *session = append->session;
     uint32_t sealed_before = session->layers[append->plan.layers[0].layer].sealed_blocks;
-    struct kvd_failure none = {0};
 
     KVARN_ASSERT(append->unhashed == NULL);
     lengths_commit(append);
     if (append->committed_cb != NULL) {
         append->committed_cb(append->ctx, sealed_before);
     }
-    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
-        kvd_append_unit_commit(&append->plan.units[i], session);
-    }
-    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        layer_commit(append, &append->plan.layers[i]);
-    }
-    kvd_prefix_advance(session);
-    kvd_session_ref(session);
-    append_finish(append, &none, false);
-    kvd_session_kick(session);
-    kvd_session_unref(session);
 }
 
 /* Nothing is stored for a session that was dropped, or too late, or against its owner's wish. */
@@ -193,23 +126,16 @@ static int append_check_wanted(const struct kvd_append *append, struct kvd_failu
     return 0;
 }
 
-/* All units have been converted: commit, unless one had a fault or the append came too late. */
-static void append_conclude(struct kvd_append *append)
+/* All units have been converted; had one a fault? */
+static int append_conclude(const struct kvd_append *append, struct kvd_failure *why)
 {
-    struct kvd_failure why = {0};
-
     for (uint32_t i = 0; i < append->job_count; i++) {
         if (append->jobs[i].fault.err != 0) {
-            kvd_append_fault_describe(&append->jobs[i].fault, &why);
-            append_abort(append, &why);
-            return;
+            kvd_append_fault_describe(&append->jobs[i].fault, why);
+            return why->err;
         }
     }
-    if (append_check_wanted(append, &why) != 0) {
-        append_abort(append, &why);
-        return;
-    }
-    append_commit(append);
+    return 0;
 }
 
 /* Is this the last append of each of its layers, sent again, but for the hash? (SEMANTICS.md 9) */
@@ -297,178 +223,92 @@ static void append_probe_conclude(struct kvd_append *append)
     kvd_session_unref(session);
 }
 
-/* The hash that the session keeps: of what gives the payload its meaning, and of the payload. */
-static uint64_t hash_join(uint64_t meaning, uint64_t payload_hash)
+uint64_t kvd_append_hash_join(uint64_t meaning, uint64_t payload_hash)
 {
     return XXH3_64bits_withSeed(&payload_hash, sizeof(payload_hash), meaning);
 }
 
-static void append_job_run(struct kvd_job *job, void *scratch)
+/* One step of the phase, whatever it is. Returns as kvd_append_step(). */
+static int append_step(struct kvd_append *append, struct kvd_failure *why)
 {
-    struct append_job *aj = (struct append_job *)(void *)job;
-    struct kvd_append *append = aj->append;
-    (void)scratch;
+    int err;
 
-    if (aj == append->jobs && append->unhashed != NULL) {
-        uint64_t payload_hash = XXH3_64bits(append->unhashed, append->unhashed_bytes);
-        append->hash = hash_join(append->hash, payload_hash);
-        append->unhashed = NULL;
-    }
-    for (uint32_t i = aj->unit_first; i < aj->unit_last && aj->fault.err == 0; i++) {
-        kvd_append_unit_run(&append->plan.units[i], &aj->fault);
+    switch (append->phase) {
+    case KVD_APPEND_RUN:
+        err = append_conclude(append, why);
+        return err == 0 ? 1 : err;
+    case KVD_APPEND_COMMIT:
+        err = append_check_wanted(append, why);
+        if (err == 0) {
+            append_commit(append);
+        }
+        return err == 0 ? 1 : err;
+    default:
+        return kvd_append_step(append, why);
     }
 }
 
-static void append_job_done(struct kvd_job *job)
+/* Go on as far as this turn has time; the append may be gone when this returns. */
+static void append_go_on(struct kvd_append *append)
 {
-    struct kvd_append *append = ((struct append_job *)(void *)job)->append;
+    struct kvd_slices *slices = &append->service->sessions.slices;
+    struct kvd_failure why = {0};
+    int err = append->phase < KVD_APPEND_SUBMIT ? append_check_wanted(append, &why) : 0;
+
+    while (append->phase != KVD_APPEND_DONE && append->phase != KVD_APPEND_UNDONE) {
+        if (append->phase == KVD_APPEND_RUN && append->jobs_left > 0) {
+            return;
+        }
+        err = err == 0 ? append_step(append, &why) : err;
+        if (err < 0) {
+            append->why = why;
+            append->phase = KVD_APPEND_UNDO;
+        } else if (err > 0) {
+            append->phase = (enum kvd_append_phase)(append->phase + 1);
+            append->unit_idx = 0;
+        } else if (!kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &append->slice);
+            return;
+        }
+        err = 0;
+    }
+    if (append->phase == KVD_APPEND_DONE) {
+        append_end(append, &(struct kvd_failure){0});
+    } else {
+        append_abort(append);
+    }
+}
+
+void kvd_append_job_done(struct kvd_job *job)
+{
+    struct kvd_append *append = ((struct kvd_append_job *)(void *)job)->append;
 
     KVARN_ASSERT(append->jobs_left > 0);
     append->jobs_left--;
     if (append->jobs_left == 0 && append->is_probing) {
         append_probe_conclude(append);
     } else if (append->jobs_left == 0) {
-        append_conclude(append);
+        kvd_slices_begin(&append->service->sessions.slices);
+        append_go_on(append);
     }
-}
-
-/* Cut the units into jobs: each but the last has JOB_BYTES_MIN of payload or more. */
-static void append_cut(struct kvd_append *append, bool is_one_job)
-{
-    size_t bytes = 0;
-
-    append->job_count = 0;
-    for (uint32_t i = 0; i < append->plan.unit_count; i++) {
-        if (append->job_count == 0 || (bytes >= JOB_BYTES_MIN && !is_one_job)) {
-            KVARN_ASSERT(append->job_count < append->job_room);
-            struct append_job *aj = &append->jobs[append->job_count++];
-            *aj = (struct append_job){.append = append, .unit_first = i};
-            aj->job.run = append_job_run;
-            aj->job.done = append_job_done;
-            bytes = 0;
-        }
-        append->jobs[append->job_count - 1].unit_last = i + 1;
-        bytes += append->plan.units[i].src_bytes;
-    }
-}
-
-static void append_run(struct kvd_append *append)
-{
-    bool is_inline = append->plan.src_bytes <= kvd_append_inline_bytes_max() && !append->is_batched;
-
-    append_cut(append, is_inline);
-    append->jobs_left = append->job_count;
-    if (is_inline) {
-        append_job_run(&append->jobs[0].job, NULL);
-        append_conclude(append);
-        return;
-    }
-    for (uint32_t i = 0, n = append->job_count; i < n; i++) {
-        kvd_workers_submit(append->service->workers, &append->jobs[i].job);
-    }
-}
-
-/* The blocks that a layer needs: as the plan has them, or one more. */
-static uint64_t layer_blocks(const struct kvd_append *append, const struct kvd_append_layer *al)
-{
-    uint64_t group = append->session->shape->group;
-
-    return (al->start + al->token_count + group - 1) / group;
-}
-
-/*
- * Rows of all layers for the block that the committed length has come to: so a decode step finds
- * room at its first layer or not at all (SEMANTICS.md 5). A layer that runs ahead, as in a prefill
- * layer by layer, takes rows for itself alone: the others would hold theirs unused until it is
- * their turn, when its own are sealed and given back.
- */
-static enum kvd_reserve next_reserve(const struct kvd_session *session)
-{
-    uint64_t next = kvd_session_length(session) / session->shape->group;
-
-    return kvd_session_block_count(session) <= next ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
-}
-
-/* Make the next block that is missing. Returns 1: none is; 0; or an error. */
-static int append_reserve_one(struct kvd_append *append, struct kvd_failure *why)
-{
-    struct kvd_session *session = append->session;
-
-    for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        const struct kvd_append_layer *al = &append->plan.layers[i];
-        if (kvd_session_block_count(session) < al->records.last) {
-            return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
-        }
-        if (kvd_session_block_count(session) < layer_blocks(append, al)) {
-            return kvd_session_add_block(session, next_reserve(session), why);
-        }
-    }
-    return 1;
-}
-
-/* Give every unit its page, and take the jobs of the seals that the commit will make due. */
-static int append_place(struct kvd_append *append, struct kvd_failure *why)
-{
-    int err = 0;
-
-    for (uint32_t i = 0; i < append->plan.layer_count && err == 0; i++) {
-        const struct kvd_append_layer *al = &append->plan.layers[i];
-        err = kvd_seal_prepare(&append->seals, append->session, al->layer,
-            al->start + al->token_count, al->records, why);
-    }
-    for (uint32_t i = 0; i < append->plan.unit_count && err == 0; i++) {
-        err = kvd_append_unit_place(&append->plan.units[i], append->session, why);
-    }
-    return err;
-}
-
-/* Reserve what is missing and name blocks, as far as this turn has time, then convert. */
-static void append_reserve(struct kvd_append *append)
-{
-    struct kvd_slices *slices = &append->service->sessions.slices;
-    struct kvd_failure why = {0};
-    int err = append_check_wanted(append, &why);
-
-    while (err == 0) {
-        err = append_reserve_one(append, &why);
-        if (err == 0 && !kvd_slices_has_time(slices)) {
-            kvd_slices_add(slices, &append->slice);
-            return;
-        }
-    }
-    while (err > 0 &&
-           kvd_prefix_names_add(append->session, &append->prefix_note, &append->prefix_names)) {
-        if (!kvd_slices_has_time(slices)) {
-            kvd_slices_add(slices, &append->slice);
-            return;
-        }
-    }
-    if (err > 0) {
-        err = append_place(append, &why);
-    }
-    if (err != 0) {
-        append_abort(append, &why);
-        return;
-    }
-    append_run(append);
 }
 
 static void append_slice_run(struct kvd_slice *slice)
 {
-    append_reserve((void *)((uint8_t *)slice - offsetof(struct kvd_append, slice)));
+    append_go_on((void *)((uint8_t *)slice - offsetof(struct kvd_append, slice)));
 }
 
 /* It may be a retry: hash the payload on a worker while nobody else changes the layers. */
 static void append_probe(struct kvd_append *append)
 {
-    struct append_job *aj = &append->jobs[0];
+    struct kvd_append_job *aj = &append->jobs[0];
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         append->session->layers[append->plan.layers[i].layer].pending++;
     }
-    *aj = (struct append_job){.append = append}; /* no units: the hash alone */
-    aj->job.run = append_job_run;
-    aj->job.done = append_job_done;
+    *aj = (struct kvd_append_job){.append = append}; /* no units: the hash alone */
+    aj->job.run = kvd_append_job_run;
+    aj->job.done = kvd_append_job_done;
     append->is_probing = true;
     append->jobs_left = 1;
     kvd_workers_submit(append->service->workers, &aj->job);
@@ -500,7 +340,7 @@ static void append_admit_cb(struct kvd_session_op *op)
         ly->pending_length = append->plan.layers[i].start + append->plan.layers[i].token_count;
         ly->pending++;
     }
-    append_reserve(append);
+    append_go_on(append);
 }
 
 /* Sizes of an append. */
@@ -518,27 +358,27 @@ struct append_room {
 static int append_create(struct kvd_service *service, struct kvd_session *session,
     const struct append_room *room, struct kvd_append **ret, struct kvd_failure *why)
 {
-    uint64_t job_room = room->src_bytes / JOB_BYTES_MIN + 1;
+    uint64_t job_room = room->src_bytes / KVD_APPEND_JOB_BYTES_MIN + 1;
     size_t head = kvd_round_64(sizeof(struct kvd_append));
     size_t layers = kvd_round_64(room->layers * sizeof(struct kvd_append_layer));
     size_t units = kvd_round_64(room->units * sizeof(struct kvd_append_unit));
-    size_t jobs = kvd_round_64(job_room * sizeof(struct append_job));
+    size_t jobs = kvd_round_64(job_room * sizeof(struct kvd_append_job));
     size_t bytes = head + layers + units + jobs + (size_t)room->names * KVD_BLOCK_NAME_BYTES;
 
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, bytes) != 0) {
-        return kvd_session_fail_space(service, bytes, why);
+    void *taken = NULL;
+    int err = kvd_large_take(&service->large, KVD_BUDGET_STAGING, bytes, &taken);
+    if (err != 0) {
+        return err == KVARN_ENOSPC ? kvd_session_fail_space(service, bytes, why) : err;
     }
-    uint8_t *memory = calloc(1, bytes);
-    if (memory == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, bytes);
-        return KVARN_ENOMEM;
-    }
+    uint8_t *memory = taken;
+    /* The rest may be megabytes: it is written before it is read. */
+    memset(memory, 0, head + layers);
     struct kvd_append *append = (void *)memory;
     append->op.admit_cb = append_admit_cb;
     append->slice.run = append_slice_run;
     append->service = service;
     append->session = kvd_session_ref(session);
-    append->charged_bytes = bytes;
+    append->taken_bytes = bytes;
     append->plan.layers = (void *)(memory + head);
     append->plan.units = (void *)(memory + head + layers);
     append->plan.src_bytes = room->src_bytes;
@@ -546,6 +386,7 @@ static int append_create(struct kvd_service *service, struct kvd_session *sessio
     append->job_room = (uint32_t)job_room;
     append->prefix_names.names = room->names == 0 ? NULL : memory + head + layers + units + jobs;
     SLIST_INIT(&append->seals);
+    SLIST_INIT(&append->owned);
     *ret = append;
     return 0;
 }
@@ -584,7 +425,7 @@ int kvd_append_start(
     }
     KVARN_ASSERT(append != NULL);
     kvd_append_plan_rows(&append->plan, args);
-    KVARN_ASSERT(append->plan.unit_count == room.units);
+    append->unit_count = (uint32_t)room.units;
     append_pick_metrics(append);
     append->epoch = args->epoch;
     append->hash = append->plan.meaning;
@@ -593,7 +434,7 @@ int kvd_append_start(
         append->unhashed = args->payload;
         append->unhashed_bytes = (size_t)room.src_bytes;
     } else {
-        append->hash = hash_join(append->hash, args->payload_hash);
+        append->hash = kvd_append_hash_join(append->hash, args->payload_hash);
     }
     append->prefix_note = note;
     append->deadline_ns = args->deadline_ns;
@@ -645,10 +486,10 @@ int kvd_append_tiles_start(struct kvd_service *service, const struct kvd_append_
     }
     KVARN_ASSERT(append != NULL);
     kvd_append_plan_runs(&append->plan, args);
-    KVARN_ASSERT(append->plan.unit_count == room.units);
+    append->unit_count = (uint32_t)room.units;
     append_pick_metrics(append);
     append->epoch = args->epoch;
-    append->hash = hash_join(append->plan.meaning, args->payload_hash);
+    append->hash = kvd_append_hash_join(append->plan.meaning, args->payload_hash);
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->done_cb = args->done_cb;

@@ -70,32 +70,96 @@ static uint64_t runs_meaning(const struct kvd_append_tiles_args *args)
     return hash;
 }
 
-static void plan_add_rows(
-    struct kvd_append_plan *plan, const struct kvd_shape *shape, const struct kvd_append_rows *rows)
+/* Units that are laid out at once: a microsecond or two. */
+#define UNITS_MAX 32
+
+/* Begin with the part that has its turn. */
+static void part_begin(struct kvd_append_plan *plan)
 {
-    plan->unit_count += kvd_append_units_from_rows(&plan->units[plan->unit_count], shape, rows);
+    if (plan->part_idx == plan->part_count) {
+        return;
+    }
+    if (plan->runs == NULL) {
+        plan->rows.layer = plan->layers[plan->part_idx].layer;
+    } else {
+        const struct kvd_append_run *run = &plan->runs[plan->part_idx];
+        plan->rows = (struct kvd_append_rows){.layer = run->layer,
+            .start = run->first_token,
+            .token_count = (uint32_t)run->token_count,
+            .dtype = KVARN_F16,
+            .is_rotated = true};
+    }
+    plan->rows.src = plan->src;
+    plan->token = plan->rows.start;
+}
+
+static uint64_t part_bytes(const struct kvd_append_plan *plan)
+{
+    const struct kvd_append_rows *rows = &plan->rows;
+
+    return plan->runs != NULL ? kvd_append_run_bytes(plan->shape, &plan->runs[plan->part_idx])
+                              : kvd_append_payload_bytes(
+                                    plan->shape, rows->layer, 1, rows->token_count, rows->dtype);
+}
+
+/* Whole blocks of records, from plan->token on. */
+static uint32_t records_more(const struct kvd_append_plan *plan, struct kvd_append_unit *units)
+{
+    const struct kvd_shape *shape = plan->shape;
+    const struct kvd_append_run *run = &plan->runs[plan->part_idx];
+    uint64_t done = plan->token - run->first_token;
+    uint64_t count = run->token_count - done;
+    uint64_t count_max = (uint64_t)UNITS_MAX * shape->group;
+    struct kvd_append_run before = {
+        .layer = run->layer, .token_count = done, .is_records = run->is_records};
+
+    return kvd_append_units_from_records(units, shape, run->layer, plan->token,
+        count < count_max ? count : count_max, plan->src + kvd_append_run_bytes(shape, &before));
+}
+
+bool kvd_append_plan_more(struct kvd_append_plan *plan)
+{
+    struct kvd_append_unit *units = &plan->units[plan->unit_count];
+    uint32_t count = 0;
+
+    if (plan->part_idx == plan->part_count) {
+        return true;
+    }
+    if (plan->runs != NULL && plan->runs[plan->part_idx].is_records) {
+        count = records_more(plan, units);
+    } else {
+        count = kvd_append_units_from_rows(units, plan->shape, &plan->rows, plan->token, UNITS_MAX);
+    }
+    plan->unit_count += count;
+    if (count > 0) {
+        uint64_t blocks_end = ((uint64_t)units[count - 1].block_idx + 1) * plan->shape->group;
+        uint64_t end = plan->rows.start + plan->rows.token_count;
+        plan->token = blocks_end < end ? blocks_end : end;
+    }
+    if (plan->token == plan->rows.start + plan->rows.token_count) {
+        plan->src += part_bytes(plan);
+        plan->part_idx++;
+        part_begin(plan);
+    }
+    return plan->part_idx == plan->part_count;
 }
 
 void kvd_append_plan_rows(struct kvd_append_plan *plan, const struct kvd_append_args *args)
 {
-    const struct kvd_shape *shape = args->session->shape;
-    const uint8_t *src = args->payload;
-
     plan->meaning = rows_meaning(args);
     for (uint32_t i = 0; i < args->layer_count; i++) {
-        uint32_t layer = args->layer_first + i;
-        struct kvd_append_rows rows = {.layer = layer,
-            .start = args->start,
-            .token_count = args->token_count,
-            .src = src,
-            .dtype = args->dtype,
-            .is_token_major = args->is_token_major,
-            .is_rotated = args->is_rotated};
         plan->layers[plan->layer_count++] = (struct kvd_append_layer){
-            .layer = layer, .token_count = args->token_count, .start = args->start};
-        plan_add_rows(plan, shape, &rows);
-        src += kvd_append_payload_bytes(shape, layer, 1, args->token_count, args->dtype);
+            .layer = args->layer_first + i, .token_count = args->token_count, .start = args->start};
     }
+    plan->shape = args->session->shape;
+    plan->rows = (struct kvd_append_rows){.start = args->start,
+        .token_count = args->token_count,
+        .dtype = args->dtype,
+        .is_token_major = args->is_token_major,
+        .is_rotated = args->is_rotated};
+    plan->src = args->payload;
+    plan->part_count = args->layer_count;
+    part_begin(plan);
 }
 
 /* The plan's entry for a run's layer: the last one, or a new one. */
@@ -109,21 +173,13 @@ static struct kvd_append_layer *plan_layer(
     return &plan->layers[plan->layer_count - 1];
 }
 
-static void plan_add_run(struct kvd_append_plan *plan, const struct kvd_shape *shape,
-    const struct kvd_append_run *run, const uint8_t *src)
+static void plan_add_run(struct kvd_append_plan *plan, const struct kvd_append_run *run)
 {
+    const struct kvd_shape *shape = plan->shape;
     struct kvd_append_layer *al = plan_layer(plan, run);
-    struct kvd_append_unit *units = &plan->units[plan->unit_count];
 
     al->token_count += (uint32_t)run->token_count;
     if (!run->is_records) {
-        struct kvd_append_rows rows = {.layer = run->layer,
-            .start = run->first_token,
-            .token_count = (uint32_t)run->token_count,
-            .src = src,
-            .dtype = KVARN_F16,
-            .is_rotated = true};
-        plan_add_rows(plan, shape, &rows);
         return;
     }
     if (al->records.last == 0) {
@@ -131,18 +187,17 @@ static void plan_add_run(struct kvd_append_plan *plan, const struct kvd_shape *s
     }
     KVARN_ASSERT(run->first_token >= shape->sink_tokens);
     al->records.last = (uint32_t)((run->first_token + run->token_count) / shape->group);
-    plan->unit_count += kvd_append_units_from_records(
-        units, shape, run->layer, run->first_token, run->token_count, src);
 }
 
 void kvd_append_plan_runs(struct kvd_append_plan *plan, const struct kvd_append_tiles_args *args)
 {
-    const struct kvd_shape *shape = args->session->shape;
-    const uint8_t *src = args->payload;
-
     plan->meaning = runs_meaning(args);
+    plan->shape = args->session->shape;
+    plan->runs = args->runs;
+    plan->part_count = args->run_count;
+    plan->src = args->payload;
     for (uint32_t i = 0; i < args->run_count; i++) {
-        plan_add_run(plan, shape, &args->runs[i], src);
-        src += kvd_append_run_bytes(shape, &args->runs[i]);
+        plan_add_run(plan, &args->runs[i]);
     }
+    part_begin(plan);
 }

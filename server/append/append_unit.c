@@ -22,17 +22,16 @@ uint32_t kvd_append_block_span(const struct kvd_shape *shape, uint64_t start, ui
                : (uint32_t)((end + shape->group - 1) / shape->group - start / shape->group);
 }
 
-uint32_t kvd_append_units_from_rows(
-    struct kvd_append_unit *dst, const struct kvd_shape *shape, const struct kvd_append_rows *rows)
+uint32_t kvd_append_units_from_rows(struct kvd_append_unit *dst, const struct kvd_shape *shape,
+    const struct kvd_append_rows *rows, uint64_t token, uint32_t unit_max)
 {
     const struct kvd_layer_shape *ls = &shape->layers[rows->layer];
     size_t token_bytes =
         (size_t)ls->kv_heads * (ls->spec.k_dim + ls->spec.v_dim) * kvarn_dtype_bytes(rows->dtype);
-    uint64_t token = rows->start;
     uint64_t end = rows->start + rows->token_count;
     uint32_t count = 0;
 
-    while (token < end) {
+    while (token < end && count < unit_max) {
         uint64_t block = token / shape->group;
         uint64_t stop = (block + 1) * shape->group < end ? (block + 1) * shape->group : end;
         dst[count++] = (struct kvd_append_unit){.ls = ls,
@@ -74,10 +73,10 @@ uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst, const struct
     return count;
 }
 
-int kvd_append_unit_place(
-    struct kvd_append_unit *unit, struct kvd_session *session, struct kvd_failure *why)
+int kvd_append_unit_place(struct kvd_append_unit *unit, struct kvd_session *session,
+    struct kvd_own_log *log, struct kvd_failure *why)
 {
-    int err = kvd_session_own_block(session, unit->block_idx, why);
+    int err = kvd_session_own_block(session, unit->block_idx, log, why);
 
     if (err != 0) {
         return err;

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "server/session/session.h"
+#include "server/session/session_blocks.h"
 
 struct kvd_append_unit {
     const struct kvd_layer_shape *ls; /* borrowed from the shape */
@@ -58,15 +59,21 @@ struct kvd_append_rows {
 /* Blocks that [start, start + token_count) touches. */
 uint32_t kvd_append_block_span(const struct kvd_shape *shape, uint64_t start, uint64_t token_count);
 
-/* Write the units of some rows, or of whole blocks of records, to dst; returns how many. */
-uint32_t kvd_append_units_from_rows(
-    struct kvd_append_unit *dst, const struct kvd_shape *shape, const struct kvd_append_rows *rows);
+/*
+ * Write the units of some rows to dst, from `token` on and `unit_max` at most, or of whole blocks
+ * of records; returns how many.
+ */
+uint32_t kvd_append_units_from_rows(struct kvd_append_unit *dst, const struct kvd_shape *shape,
+    const struct kvd_append_rows *rows, uint64_t token, uint32_t unit_max);
 uint32_t kvd_append_units_from_records(struct kvd_append_unit *dst, const struct kvd_shape *shape,
     uint32_t layer, uint64_t first_token, uint64_t token_count, const uint8_t *src);
 
-/* Find the unit's page in the session (its block is there); may replace a shared rows page. */
+/*
+ * Find the unit's page in the session (its block is there); may replace a shared rows page. The
+ * block becomes the session's own, noted in `log`.
+ */
 int kvd_append_unit_place(struct kvd_append_unit *unit, struct kvd_session *session,
-    struct kvd_failure *why) KVARN_MUST_CHECK;
+    struct kvd_own_log *log, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /* Undo what placing put into the session: a replaced page, or a new one. */
 void kvd_append_unit_unplace(struct kvd_append_unit *unit, struct kvd_session *session);

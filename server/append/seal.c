@@ -15,6 +15,9 @@
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
+/* Blocks that one step looks at: each costs up to half a microsecond. */
+#define BLOCKS_PER_STEP 32
+
 struct kvd_seal {
     struct kvd_job job;            /* first: the worker's handle */
     SLIST_ENTRY(kvd_seal) link;    /* until it starts */
@@ -90,6 +93,12 @@ static void seal_count(const struct kvd_seal *seal)
     }
 }
 
+static void seal_free(struct kvd_service *service, struct kvd_seal *seal)
+{
+    free(seal);
+    kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, sizeof(*seal));
+}
+
 static void seal_done(struct kvd_job *job)
 {
     struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
@@ -108,7 +117,7 @@ static void seal_done(struct kvd_job *job)
     kvd_page_unref(&service->pages, seal->rows);
     kvd_page_unref(&service->pages, seal->tiles);
     kvd_metric_sum_unref(seal->metric);
-    free(seal);
+    seal_free(service, seal);
     KVARN_ASSERT(ly->pending > 0);
     ly->pending--;
     kvd_prefix_advance(session);
@@ -188,47 +197,74 @@ static uint32_t first_tiles(const struct kvd_session *session, uint32_t layer, u
     return max_u32(dropped, kvd_session_sink_blocks(session));
 }
 
-int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records, struct kvd_failure *why)
+/* One more job in the list, charged. */
+static int seal_add(
+    struct kvd_seal_list *seals, struct kvd_session *session, struct kvd_failure *why)
 {
-    uint32_t b = max_u32(session->layers[layer].sealed_blocks, first_tiles(session, layer, length));
-    uint32_t due = kvd_session_sealable_blocks(session, length);
-    int err = kvd_session_own_window(session, layer, length, why);
+    struct kvd_budget *budget = &session->service->budget;
 
-    for (; b < due && err == 0; b++) {
-        if (b >= records.first && b < records.last) {
-            b = records.last - 1;
-            continue;
-        }
-        struct kvd_seal *seal = calloc(1, sizeof(*seal));
-        if (seal == NULL) {
-            return kvd_fail(why, KVARN_ENOMEM, "no memory for the seals of layer %" PRIu32, layer);
-        }
-        SLIST_INSERT_HEAD(seals, seal, link);
-        err = kvd_session_own_block(session, b, why);
+    if (kvd_budget_charge(budget, KVD_BUDGET_STAGING, sizeof(struct kvd_seal)) != 0) {
+        return kvd_session_fail_space(session->service, sizeof(struct kvd_seal), why);
     }
+    struct kvd_seal *seal = calloc(1, sizeof(*seal));
+    if (seal == NULL) {
+        kvd_budget_release(budget, KVD_BUDGET_STAGING, sizeof(*seal));
+        return kvd_fail(why, KVARN_ENOMEM, "no memory for a seal");
+    }
+    SLIST_INSERT_HEAD(seals, seal, link);
+    return 0;
+}
+
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session,
+    struct kvd_seal_want *want, struct kvd_own_log *log, struct kvd_failure *why)
+{
+    const struct kvd_layer *ly = &session->layers[want->layer];
+    uint32_t left = kvd_session_window_blocks(session, want->layer, want->length);
+    uint32_t first = max_u32(ly->sealed_blocks, first_tiles(session, want->layer, want->length));
+    uint32_t due = kvd_session_sealable_blocks(session, want->length);
+    uint32_t b = max_u32(want->next, ly->dropped_blocks);
+    int err = 0;
+
+    for (int n = 0; n < BLOCKS_PER_STEP && err == 0; n++, b++) {
+        if (b >= left) { /* not one of those that the layer leaves */
+            b = max_u32(b, first);
+            b = b >= want->records.first && b < want->records.last ? want->records.last : b;
+            want->is_done = b >= due;
+            if (want->is_done) {
+                return 0;
+            }
+            err = seal_add(seals, session, why);
+        }
+        if (err == 0) {
+            err = kvd_session_own_block(session, b, log, why);
+        }
+    }
+    want->next = b;
     return err;
 }
 
-void kvd_seal_list_fini(struct kvd_seal_list *seals)
+bool kvd_seal_list_drop_some(struct kvd_service *service, struct kvd_seal_list *seals)
 {
-    while (!SLIST_EMPTY(seals)) {
+    for (int n = 0; n < BLOCKS_PER_STEP && !SLIST_EMPTY(seals); n++) {
         struct kvd_seal *seal = SLIST_FIRST(seals);
         SLIST_REMOVE_HEAD(seals, link);
-        free(seal);
+        seal_free(service, seal);
     }
+    return SLIST_EMPTY(seals);
 }
 
-void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+bool kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
     struct kvd_seal_list *seals, struct kvd_metric_sum *metric)
 {
     struct kvd_layer *ly = &session->layers[layer];
     uint32_t due = max_u32(kvd_session_sealable_blocks(session, ly->length), records.last);
     uint32_t first = first_tiles(session, layer, ly->length);
 
-    KVARN_ASSERT(ly->pending == 0);
-    kvd_session_drop_window(session, layer);
-    for (; ly->sealed_blocks < due; ly->sealed_blocks++) {
+    KVARN_ASSERT(ly->pending > 0);
+    if (!kvd_session_drop_window(session, layer)) {
+        return false;
+    }
+    for (int n = 0; n < BLOCKS_PER_STEP && ly->sealed_blocks < due; n++, ly->sealed_blocks++) {
         uint32_t b = ly->sealed_blocks;
         if (b < first || kvd_session_rows(session, b, layer) == NULL) {
             continue;
@@ -238,4 +274,5 @@ void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_
         SLIST_REMOVE_HEAD(seals, link);
         seal_start(session, layer, b, seal, metric);
     }
+    return ly->sealed_blocks >= due;
 }

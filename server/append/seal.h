@@ -12,6 +12,7 @@
 
 #include "server/append/metric_store.h"
 #include "server/session/session.h"
+#include "server/session/session_blocks.h"
 
 struct kvd_seal;
 SLIST_HEAD(kvd_seal_list, kvd_seal);
@@ -21,25 +22,37 @@ struct kvd_block_range {
     uint32_t first, last;
 };
 
-/*
- * Take the jobs for the seals that become due when the layer reaches `length`, and make the blocks
- * that this seals or drops the session's own; `records`: blocks that will come as tiles. Adds to a
- * list that the caller gives to kvd_seal_due() and, in the end, to kvd_seal_list_fini(), on failure
- * too. Returns 0, KVARN_ENOMEM, KVARN_ENOSPC or KVARN_ERETRY_LATER.
- */
-int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session, uint32_t layer,
-    uint64_t length, struct kvd_block_range records, struct kvd_failure *why) KVARN_MUST_CHECK;
+/* What a layer is to be prepared for, and how far that has come. */
+struct kvd_seal_want {
+    uint32_t layer;
+    uint64_t length;                /* that it will have */
+    struct kvd_block_range records; /* blocks that will come as tiles */
+    uint32_t next;                  /* 0 at first: where to go on */
+    bool is_done;                   /* out */
+};
 
-void kvd_seal_list_fini(struct kvd_seal_list *seals);
+/*
+ * Take the jobs for the seals that become due, and make the blocks that this seals or drops the
+ * session's own, noted in `log`. Looks at some tens of blocks; want->is_done says whether those
+ * were the last. Adds to a list that the caller gives to kvd_seal_due() and, in the end, to
+ * kvd_seal_list_drop_some(), on failure too. The jobs are charged.
+ * Returns 0, KVARN_ENOMEM, KVARN_ENOSPC or KVARN_ERETRY_LATER.
+ */
+int kvd_seal_prepare(struct kvd_seal_list *seals, struct kvd_session *session,
+    struct kvd_seal_want *want, struct kvd_own_log *log, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/* Free some tens of what was prepared and not begun; true: that was all. */
+bool kvd_seal_list_drop_some(struct kvd_service *service, struct kvd_seal_list *seals);
 
 /*
  * Bring a layer up to date with its length: drop what left the window, count what is sealable (and
- * everything before records.last) as sealed, and start the jobs. Called at each commit that made
- * the layer longer, with nothing pending there but that commit. Blocks whose rows are gone, since
- * they came as records, are passed over. `metric`: what kvd_seal_pick_metric() gave when the
- * request came.
+ * everything before records.last) as sealed, and start the jobs. Called after each commit that made
+ * the layer longer, until it says that it is done; the layer stays pending for that commit, and for
+ * nothing else at first. Blocks whose rows are gone, since they came as records, are passed over.
+ * `metric`: what kvd_seal_pick_metric() gave when the request came. Goes through some tens of
+ * blocks; true: that was all.
  */
-void kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
+bool kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_range records,
     struct kvd_seal_list *seals, struct kvd_metric_sum *metric);
 
 /*

@@ -11,7 +11,7 @@
 int kvd_cold_rewrite_block(struct kvd_session *session, uint32_t block_idx)
 {
     struct kvd_failure why = {0};
-    int err = kvd_session_own_block(session, block_idx, &why);
+    int err = kvd_session_own_block(session, block_idx, NULL, &why);
 
     if (err == 0) {
         kvd_session_part_cold(session, block_idx, KVARND__MISS_REASON__MISS_CHECKSUM);

@@ -319,7 +319,8 @@ static void slice_run(struct kvd_slice *slice)
             evictor->wanted_bytes > INDEX_STEP_BYTES ? evictor->wanted_bytes : INDEX_STEP_BYTES;
         (void)kvd_prefix_index_shrink(&evictor->service->prefixes, bytes);
     }
-    while (has_reason(evictor) && !kvd_session_table_has_dead(&evictor->service->sessions)) {
+    while (has_reason(evictor) && !kvd_session_table_has_dead(&evictor->service->sessions) &&
+           !kvd_large_has_dead(&evictor->service->large)) {
         bool is_wanted = evictor->wanted_bytes > 0;
         struct progress progress = step_idle(evictor);
         if (!progress.is_any) {

@@ -16,6 +16,9 @@
 
 STAILQ_HEAD(job_queue, kvd_job);
 
+/* What one turn hands back before it leaves the rest to the next one (SEMANTICS.md 18). */
+#define DRAIN_NS_MAX UINT64_C(60000)
+
 struct worker {
     struct kvd_workers *pool; /* borrowed */
     void *scratch;            /* owned: KVD_WORKER_SCRATCH_BYTES */
@@ -28,6 +31,7 @@ struct kvd_workers {
     struct kvd_wake *wake;   /* owned */
     struct worker *workers;  /* owned: thread_count of them, at least one for its scratch */
     size_t backlog;          /* loop only */
+    struct job_queue back;   /* loop only: taken from `ended`, not handed back yet */
     unsigned thread_count;   /* asked for */
     unsigned started_count;  /* running */
     unsigned jitter_us_max;  /* immutable */
@@ -113,19 +117,26 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-/* Threads: give back every job that has ended. */
+/* Threads: give back the jobs that have ended, as many as this turn has time for. */
 static void ended_drain(struct kvd_workers *pool)
 {
-    struct job_queue ended = STAILQ_HEAD_INITIALIZER(ended);
+    uint64_t start_ns = pool->io->ops->now_ns(pool->io);
+
     mutex_lock(pool);
-    STAILQ_CONCAT(&ended, &pool->ended);
+    STAILQ_CONCAT(&pool->back, &pool->ended);
     mutex_unlock(pool);
-    while (!STAILQ_EMPTY(&ended)) {
-        struct kvd_job *job = STAILQ_FIRST(&ended);
-        STAILQ_REMOVE_HEAD(&ended, link); /* before done: it may free the job or submit it again */
+    while (!STAILQ_EMPTY(&pool->back)) {
+        struct kvd_job *job = STAILQ_FIRST(&pool->back);
+        STAILQ_REMOVE_HEAD(&pool->back, link); /* before done: it may free or submit the job */
         KVARN_ASSERT(pool->backlog > 0);
         pool->backlog--;
         job->done(job);
+        if (pool->io->ops->now_ns(pool->io) - start_ns > DRAIN_NS_MAX) {
+            break;
+        }
+    }
+    if (!STAILQ_EMPTY(&pool->back)) {
+        pool->io->ops->wake_send(pool->wake);
     }
 }
 
@@ -231,6 +242,7 @@ int kvd_workers_create(
     pool->jitter_us_max = options->jitter_us_max;
     STAILQ_INIT(&pool->queue);
     STAILQ_INIT(&pool->ended);
+    STAILQ_INIT(&pool->back);
     /* With default attributes neither call has a way to fail on Linux. */
     int rc = pthread_mutex_init(&pool->lock, NULL);
     KVARN_ASSERT(rc == 0);

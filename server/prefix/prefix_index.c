@@ -5,6 +5,7 @@
  */
 #include "server/prefix/prefix_index.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,9 @@
 /* Buckets are few enough to be taken at once, and a million entries still are 16 in each. */
 #define BUCKETS 65536u
 
+/* Blocks that are published at once: about half a microsecond each, with few layers. */
+#define PUBLISHED_PER_STEP 32
+
 /* Entries that a shrink looks at: some tens of nanoseconds each (SEMANTICS.md 18). */
 #define SHRINK_ENTRIES_MAX 256
 
@@ -32,6 +36,8 @@ struct kvd_prefix_entry {
     uint32_t block_idx;
 };
 
+static void advance_slice_run(struct kvd_slice *slice);
+
 int kvd_prefix_index_init(struct kvd_prefix_index *index, struct kvd_service *service)
 {
     uint8_t secret[SECRET_BYTES];
@@ -41,6 +47,8 @@ int kvd_prefix_index_init(struct kvd_prefix_index *index, struct kvd_service *se
 
     *index = (struct kvd_prefix_index){.service = service};
     TAILQ_INIT(&index->by_use);
+    LIST_INIT(&index->advancing);
+    index->slice.run = advance_slice_run;
     int err = service->io->ops->random(service->io, secret, sizeof(secret));
     if (err != 0) {
         return err;
@@ -63,10 +71,22 @@ static void entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_entry *
     kvd_budget_release(&index->service->budget, KVD_BUDGET_SESSIONS, sizeof(*entry));
 }
 
+static void advance_end(struct kvd_prefix *prefix)
+{
+    if (prefix->is_advancing) {
+        LIST_REMOVE(prefix, link);
+        prefix->is_advancing = false;
+    }
+}
+
 void kvd_prefix_index_fini(struct kvd_prefix_index *index)
 {
     if (index->service == NULL) {
         return;
+    }
+    kvd_slices_remove(&index->service->sessions.slices, &index->slice);
+    while (!LIST_EMPTY(&index->advancing)) {
+        advance_end(LIST_FIRST(&index->advancing));
     }
     while (!TAILQ_EMPTY(&index->by_use)) {
         entry_drop(index, TAILQ_FIRST(&index->by_use));
@@ -305,6 +325,7 @@ static int prefix_alloc(struct kvd_session *session, size_t salt_bytes)
         return KVARN_ENOMEM;
     }
     session->prefix->salt_bytes = salt_bytes;
+    session->prefix->session = session;
     return 0;
 }
 
@@ -326,13 +347,23 @@ int kvd_prefix_copy(const struct kvd_session *from, struct kvd_session *to)
     int err = prefix_alloc(to, from->prefix->salt_bytes);
     if (err == 0) {
         memcpy(to->prefix, from->prefix, sizeof(*from->prefix) + from->prefix->salt_bytes);
+        to->prefix->session = to;
+        to->prefix->is_advancing = false;
     }
     return err;
+}
+
+void kvd_prefix_move(struct kvd_prefix *prefix, struct kvd_session *to)
+{
+    if (prefix != NULL) {
+        prefix->session = to;
+    }
 }
 
 void kvd_prefix_disable(struct kvd_session *session)
 {
     if (session->prefix != NULL) {
+        advance_end(session->prefix);
         size_t bytes = sizeof(struct kvd_prefix) + session->prefix->salt_bytes;
         free(session->prefix);
         session->prefix = NULL;
@@ -358,10 +389,10 @@ static const uint8_t *name_before(const struct kvd_prefix_names *names, uint32_t
 }
 
 /*
- * The block behind the chain gets its name; false: the one made ahead does not follow from the
- * chain.
+ * The block behind the chain gets its name; where the one made ahead does not follow from the
+ * chain, the session publishes no more.
  */
-static bool block_name(struct kvd_session *session, const void *data, size_t bytes,
+static void block_name(struct kvd_session *session, const void *data, size_t bytes,
     const struct kvd_prefix_names *names)
 {
     struct kvd_prefix_chain *chain = &session->prefix->chain;
@@ -373,13 +404,12 @@ static bool block_name(struct kvd_session *session, const void *data, size_t byt
         if (idx < names->first || idx - names->first >= names->count ||
             memcmp(chain->name, name_before(names, idx), sizeof(chain->name)) != 0) {
             session->prefix->is_closed = true;
-            return false;
+            return;
         }
         memcpy(chain->name, name_before(names, idx + 1), sizeof(chain->name));
         chain->blocks++;
     }
     kvd_session_name_block(session, idx, chain->name);
-    return true;
 }
 
 size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_prefix_note *note)
@@ -391,7 +421,7 @@ size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_pre
     return (size_t)(end / shape->group - note->start / shape->group) * KVD_BLOCK_NAME_BYTES;
 }
 
-/* Blocks that a commit names itself, some tens of microseconds. */
+/* Blocks that one step names, some tens of microseconds: what a commit does itself. */
 #define NAMES_AT_COMMIT_MAX 32
 
 uint32_t kvd_prefix_names_room(
@@ -482,58 +512,64 @@ bool kvd_prefix_names_add(const struct kvd_session *session, const struct kvd_pr
     return true;
 }
 
-static void note_tokens(struct kvd_session *session, const struct kvd_prefix_note *note,
+/* Go on with the ids of some blocks; true: those were the last. */
+static bool note_tokens(struct kvd_session *session, const struct kvd_prefix_note *note,
     const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
     const uint32_t group = session->shape->group;
     uint64_t known = (uint64_t)prefix->chain.blocks * group + prefix->tail_count;
-    uint64_t i = known - note->start;
+    uint64_t end = note->start + note->token_count;
+    unsigned blocks = 0;
 
-    if (note->start > known) {
-        prefix->is_closed = true; /* tokens in between have no ids */
-        return;
-    }
-    while (i < note->token_count) {
+    prefix->is_closed = note->start > known; /* tokens in between have no ids */
+    while (!prefix->is_closed && known < end) {
         uint32_t missing = group - prefix->tail_count;
-        uint32_t count =
-            note->token_count - i < missing ? (uint32_t)(note->token_count - i) : missing;
-        memcpy(&prefix->tail[prefix->tail_count], note->data + i * sizeof(uint32_t),
-            count * sizeof(uint32_t));
+        uint32_t count = end - known < missing ? (uint32_t)(end - known) : missing;
+        memcpy(&prefix->tail[prefix->tail_count],
+            note->data + (known - note->start) * sizeof(uint32_t), count * sizeof(uint32_t));
         prefix->tail_count += count;
-        i += count;
-        if (prefix->tail_count == group) {
-            prefix->tail_count = 0;
-            if (!block_name(session, prefix->tail, group * sizeof(uint32_t), names)) {
-                return;
-            }
+        known += count;
+        if (prefix->tail_count < group) {
+            return true;
         }
+        if (blocks++ == NAMES_AT_COMMIT_MAX) {
+            prefix->tail_count = 0; /* this block again */
+            return false;
+        }
+        prefix->tail_count = 0;
+        block_name(session, prefix->tail, group * sizeof(uint32_t), names);
     }
+    return true;
 }
 
-static void note_hashes(struct kvd_session *session, const struct kvd_prefix_note *note,
+/* The same with hashes. */
+static bool note_hashes(struct kvd_session *session, const struct kvd_prefix_note *note,
     const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
     uint64_t first = note->start / session->shape->group;
     uint64_t last = (note->start + note->token_count) / session->shape->group;
-    bool is_good = first <= prefix->chain.blocks;
+    unsigned blocks = 0;
 
-    prefix->is_closed = !is_good;
-    while (is_good && prefix->chain.blocks < last) {
-        is_good =
-            block_name(session, note->data + (prefix->chain.blocks - first) * KVD_BLOCK_NAME_BYTES,
-                KVD_BLOCK_NAME_BYTES, names);
+    prefix->is_closed = first > prefix->chain.blocks;
+    while (!prefix->is_closed && prefix->chain.blocks < last) {
+        if (blocks++ == NAMES_AT_COMMIT_MAX) {
+            return false;
+        }
+        block_name(session, note->data + (prefix->chain.blocks - first) * KVD_BLOCK_NAME_BYTES,
+            KVD_BLOCK_NAME_BYTES, names);
     }
+    return true;
 }
 
-void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
+bool kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
     const struct kvd_prefix_names *names)
 {
     struct kvd_prefix *prefix = session->prefix;
 
     if (prefix == NULL || prefix->is_closed || note->data == NULL) {
-        return;
+        return true;
     }
     if (!prefix->has_kind) {
         prefix->has_kind = true;
@@ -541,11 +577,10 @@ void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *
     }
     if (prefix->chain.kind != note->kind) {
         prefix->is_closed = true; /* the two name spaces never meet */
-    } else if (note->kind == KVD_PREFIX_TOKENS) {
-        note_tokens(session, note, names);
-    } else {
-        note_hashes(session, note, names);
+        return true;
     }
+    return note->kind == KVD_PREFIX_TOKENS ? note_tokens(session, note, names)
+                                           : note_hashes(session, note, names);
 }
 
 void kvd_prefix_cut(struct kvd_session *session, uint64_t length, bool is_lossy)
@@ -634,28 +669,72 @@ static void block_adopt(struct kvd_session *session, uint32_t idx, struct kvd_bl
     kvd_metrics_add(&service->metrics, KVD_METRIC_prefix_blocks_adopted, 1);
 }
 
+/* A block whose layers are all there: publish it, or take what was published before. */
+static void block_publish(struct kvd_session *session, uint32_t idx)
+{
+    struct kvd_prefix_index *index = &session->service->prefixes;
+    struct kvd_block *block = kvd_block_table_at(&session->table, idx);
+
+    if (block == NULL || block->layers_kept < block->layer_count ||
+        block->state != KVD_BLOCK_RESIDENT) {
+        return; /* a window moved on before it was whole, or it was evicted */
+    }
+    const struct kvd_prefix_entry *entry = entry_find(index, block->name, session->shape, idx);
+    if (entry == NULL) {
+        entry_add(index, session, idx);
+    } else if (entry->block != block) {
+        block_adopt(session, idx, entry->block);
+    }
+}
+
+/* Publish some of what has become whole; false: there may be more. */
+static bool advance_some(struct kvd_session *session)
+{
+    struct kvd_prefix *prefix = session->prefix;
+    int count = 0;
+
+    while (!prefix->is_closed && prefix->done_blocks < prefix->chain.blocks &&
+           block_is_settled(session, prefix->done_blocks)) {
+        if (count++ == PUBLISHED_PER_STEP) {
+            return false;
+        }
+        block_publish(session, prefix->done_blocks++);
+    }
+    return true;
+}
+
+static void advance_slice_run(struct kvd_slice *slice)
+{
+    struct kvd_prefix_index *index =
+        (void *)((uint8_t *)slice - offsetof(struct kvd_prefix_index, slice));
+    struct kvd_slices *slices = &index->service->sessions.slices;
+    struct kvd_prefix *prefix;
+
+    while ((prefix = LIST_FIRST(&index->advancing)) != NULL) {
+        if (prefix->session->is_dropped || advance_some(prefix->session)) {
+            advance_end(prefix);
+        }
+        if (!kvd_slices_has_time(slices)) {
+            break;
+        }
+    }
+    if (!LIST_EMPTY(&index->advancing) && !slice->is_listed) {
+        kvd_slices_add(slices, slice);
+    }
+}
+
 void kvd_prefix_advance(struct kvd_session *session)
 {
     struct kvd_prefix *prefix = session->prefix;
     struct kvd_prefix_index *index = &session->service->prefixes;
 
-    if (prefix == NULL || session->is_dropped) {
+    if (prefix == NULL || session->is_dropped || prefix->is_advancing || advance_some(session)) {
         return;
     }
-    while (!prefix->is_closed && prefix->done_blocks < prefix->chain.blocks &&
-           block_is_settled(session, prefix->done_blocks)) {
-        uint32_t idx = prefix->done_blocks++;
-        struct kvd_block *block = kvd_block_table_at(&session->table, idx);
-        if (block == NULL || block->layers_kept < block->layer_count ||
-            block->state != KVD_BLOCK_RESIDENT) {
-            continue; /* a window moved on before it was whole, or it was evicted */
-        }
-        const struct kvd_prefix_entry *entry = entry_find(index, block->name, session->shape, idx);
-        if (entry == NULL) {
-            entry_add(index, session, idx);
-        } else if (entry->block != block) {
-            block_adopt(session, idx, entry->block);
-        }
+    LIST_INSERT_HEAD(&index->advancing, prefix, link);
+    prefix->is_advancing = true;
+    if (!index->slice.is_listed) {
+        kvd_slices_add(&session->service->sessions.slices, &index->slice);
     }
 }
 

@@ -24,6 +24,7 @@
 #include <bsd/sys/queue.h>
 
 #include "lib/base/limits.h"
+#include "server/io/slices.h"
 #include "server/session/block_table.h"
 #include "server/session/shape.h"
 
@@ -33,6 +34,7 @@ struct kvd_prefix_entry;
 
 LIST_HEAD(kvd_prefix_bucket, kvd_prefix_entry);
 TAILQ_HEAD(kvd_prefix_queue, kvd_prefix_entry);
+LIST_HEAD(kvd_prefix_list, kvd_prefix);
 
 struct kvd_prefix_index {
     struct kvd_service *service;       /* borrowed */
@@ -40,6 +42,8 @@ struct kvd_prefix_index {
     struct kvd_prefix_bucket *buckets; /* owned; NULL until the first entry */
     struct kvd_prefix_queue by_use;    /* least recently matched first; blocks before them last */
     uint64_t count;
+    struct kvd_prefix_list advancing; /* sessions with more to publish than one turn has time for */
+    struct kvd_slice slice;           /* listed while there are any */
 };
 
 enum kvd_prefix_kind {
@@ -56,6 +60,9 @@ struct kvd_prefix_chain {
 
 /* What a session that opted in keeps. */
 struct kvd_prefix {
+    LIST_ENTRY(kvd_prefix) link; /* is_advancing */
+    struct kvd_session *session; /* borrowed: whose it is */
+    bool is_advancing;
     struct kvd_prefix_chain chain; /* has_kind: blocks with a name */
     uint32_t done_blocks;          /* of them: looked up, and published or not */
     uint32_t tail_count;           /* ids of the block behind the chain */
@@ -147,10 +154,12 @@ bool kvd_prefix_names_add(const struct kvd_session *session, const struct kvd_pr
     struct kvd_prefix_names *names);
 
 /*
- * Of a commit. Where names were to be made ahead and are not those that follow from what was said
- * since, by appends to other layers, tokens contradict each other: the session publishes no more.
+ * After a commit, while its layers are pending: name some tens of the blocks, again and again until
+ * it is true that those were the last. Where names were to be made ahead and are not those that
+ * follow from what was said since, by appends to other layers, tokens contradict each other: the
+ * session publishes no more.
  */
-void kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
+bool kvd_prefix_note(struct kvd_session *session, const struct kvd_prefix_note *note,
     const struct kvd_prefix_names *names);
 
 /* Bytes of it, in a payload. */
@@ -159,7 +168,13 @@ size_t kvd_prefix_note_bytes(const struct kvd_shape *shape, const struct kvd_pre
 /* The session was cut to `length`; is_lossy: a layer has decoded rows in place of tiles now. */
 void kvd_prefix_cut(struct kvd_session *session, uint64_t length, bool is_lossy);
 
-/* Look up and publish what has become whole. After a commit and after a seal. */
+/* It is this session's now. */
+void kvd_prefix_move(struct kvd_prefix *prefix, struct kvd_session *to);
+
+/*
+ * Look up and publish what has become whole, in slices where it is much. After a commit and after a
+ * seal.
+ */
 void kvd_prefix_advance(struct kvd_session *session);
 
 /*

@@ -7,6 +7,7 @@
 #include "server/read/read.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "lib/base/assert.h"
@@ -32,6 +33,17 @@
 /* Sink rows, sealed tiles, tail rows. */
 #define RUNS_PER_LAYER_MAX 3
 
+/* Units that the loop looks at between two looks at the clock: some 50 to 100 ns each. */
+#define UNITS_PER_STEP 64
+
+/* What is done on the loop, in steps (SEMANTICS.md 18). */
+enum read_phase {
+    PHASE_SNAPSHOT, /* the layers stay pending meanwhile */
+    PHASE_SUBMIT,
+    PHASE_RUN, /* jobs are at it */
+    PHASE_RELEASE,
+};
+
 struct read_job {
     struct kvd_job job; /* first: the worker's handle */
     struct kvd_read *read;
@@ -49,7 +61,8 @@ struct kvd_read {
     struct kvd_reply_buffer *reply; /* owned until it is handed over: the runs that are copied */
     unsigned buf_count;             /* of all runs; 0: none is spanned */
     struct kvd_buf *bufs;           /* with units */
-    size_t charged_bytes;           /* of this struct, then of units, jobs and scratch too */
+    size_t charged_bytes;           /* of this struct */
+    size_t units_bytes;             /* taken for units, jobs and scratch */
     uint32_t unit_count, unit_room;
     uint32_t job_count, job_room;
     uint32_t jobs_left;
@@ -57,22 +70,58 @@ struct kvd_read {
     struct read_job *jobs;
     void *scratch; /* for work on the loop that converts */
     bool is_inline;
+    struct kvd_slice slice; /* listed while steps go on over several turns */
+    enum read_phase phase;
+    uint32_t unit_next;  /* SUBMIT, RELEASE */
+    uint32_t run_idx;    /* SNAPSHOT: where it has come to */
+    uint64_t block_next; /* of that run; UINT64_MAX: it has not begun */
+    uint8_t *dst_next;
+    struct kvd_buf *buf_next;
     uint32_t run_count;
     struct kvd_read_run runs[]; /* room for RUNS_PER_LAYER_MAX a layer */
 };
 
-static void read_destroy(struct kvd_read *read)
+/* All pages are given back. */
+static void read_free(struct kvd_read *read)
 {
-    for (uint32_t i = 0; i < read->unit_count; i++) {
-        kvd_page_unref(&read->service->pages, read->units[i].page);
-    }
-    free(read->units);
-    kvd_budget_release(&read->service->budget, KVD_BUDGET_REPLIES, read->charged_bytes);
+    struct kvd_service *service = read->service;
+
+    kvd_large_give(&service->large, KVD_BUDGET_REPLIES, read->units, read->units_bytes);
+    kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, read->charged_bytes);
     kvd_reply_buffer_destroy(read->reply);
     if (read->session != NULL) {
         kvd_session_unref(read->session);
     }
     free(read);
+}
+
+static bool units_release_some(struct kvd_read *read)
+{
+    for (int n = 0; n < UNITS_PER_STEP && read->unit_next < read->unit_count; n++) {
+        kvd_page_unref(&read->service->pages, read->units[read->unit_next++].page);
+    }
+    return read->unit_next == read->unit_count;
+}
+
+static void release_slice(struct kvd_read *read)
+{
+    struct kvd_slices *slices = &read->service->sessions.slices;
+
+    while (!units_release_some(read)) {
+        if (!kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &read->slice);
+            return;
+        }
+    }
+    read_free(read);
+}
+
+static void read_destroy(struct kvd_read *read)
+{
+    read->phase = PHASE_RELEASE;
+    read->unit_next = 0;
+    kvd_slices_begin(&read->service->sessions.slices);
+    release_slice(read);
 }
 
 /* The kernel has what the pages and the buffer held. */
@@ -153,37 +202,37 @@ static void read_job_done(struct kvd_job *job)
     }
 }
 
-/* Cut the units into jobs of about `job_ns`, as many as there is room for. */
-static void read_cut(struct kvd_read *read, uint64_t job_ns)
+/* A job of the next units, of about `job_ns`; the last one there is room for takes all. */
+static struct read_job *job_cut(struct kvd_read *read, uint64_t job_ns)
 {
+    struct read_job *rj = &read->jobs[read->job_count++];
     uint64_t ns = 0;
 
-    for (uint32_t i = 0; i < read->unit_count; i++) {
-        if (read->job_count == 0 || (ns >= job_ns && read->job_count < read->job_room)) {
-            struct read_job *rj = &read->jobs[read->job_count++];
-            *rj = (struct read_job){.read = read, .unit_first = i};
-            rj->job.run = read_job_run;
-            rj->job.done = read_job_done;
-            ns = 0;
-        }
-        read->jobs[read->job_count - 1].unit_last = i + 1;
-        ns += kvd_read_unit_ns(&read->units[i], &read->args.format);
+    KVARN_ASSERT(read->job_count <= read->job_room);
+    *rj = (struct read_job){.read = read, .unit_first = read->unit_next};
+    rj->job.run = read_job_run;
+    rj->job.done = read_job_done;
+    while (
+        read->unit_next < read->unit_count && (ns < job_ns || read->job_count == read->job_room)) {
+        ns += kvd_read_unit_ns(&read->units[read->unit_next++], &read->args.format);
     }
+    rj->unit_last = read->unit_next;
+    return rj;
 }
 
-static void read_run(struct kvd_read *read)
+/* Hand the next job to the workers; true: it was the last. */
+static bool submit_some(struct kvd_read *read)
 {
-    if (read->is_inline) {
-        read_cut(read, UINT64_MAX);
-        read_job_run(&read->jobs[0].job, read->scratch);
-        read_conclude(read);
-        return;
+    if (read->job_count == 0) {
+        read->jobs_left = 1; /* this: a job that ends meanwhile is not the last */
     }
-    read_cut(read, JOB_NS_MIN);
-    read->jobs_left = read->job_count;
-    for (uint32_t i = 0, n = read->job_count; i < n; i++) {
-        kvd_workers_submit(read->service->workers, &read->jobs[i].job);
+    read->jobs_left++;
+    kvd_workers_submit(read->service->workers, &job_cut(read, JOB_NS_MIN)->job);
+    if (read->unit_next < read->unit_count) {
+        return false;
     }
+    read->jobs_left--;
+    return true;
 }
 
 /* Blocks of a layer that this read sees as tiles: [first, last). */
@@ -426,15 +475,16 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
     size_t jobs = kvd_round_64(read->job_room * sizeof(struct read_job));
     size_t bufs = kvd_round_64(read->buf_count * sizeof(struct kvd_buf));
     size_t bytes = units + jobs + bufs + (is_inline ? kvd_round_64(scratch_bytes_max(read)) : 0);
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, bytes) != 0) {
+    void *taken = NULL;
+    int err = kvd_large_take(&service->large, KVD_BUDGET_REPLIES, bytes, &taken);
+    if (err == KVARN_ENOSPC) {
         return kvd_session_fail_space(service, bytes, why);
     }
-    uint8_t *memory = aligned_alloc(64, bytes);
-    if (memory == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, bytes);
-        return kvd_fail(why, KVARN_ENOMEM, "the read needs %zu bytes", bytes);
+    if (err != 0) {
+        return kvd_fail(why, err, "the read needs %zu bytes", bytes);
     }
-    read->charged_bytes += bytes;
+    uint8_t *memory = taken;
+    read->units_bytes = bytes;
     read->units = (void *)memory;
     read->jobs = (void *)(memory + units);
     read->bufs = (void *)(memory + units + jobs);
@@ -443,40 +493,141 @@ static int work_create(struct kvd_read *read, struct kvd_failure *why)
     return 0;
 }
 
-/* Take the pages: from here on nothing that happens to the session matters. */
-static void read_snapshot(struct kvd_read *read)
+/* Take the page of the run's next block. */
+static void snapshot_one(struct kvd_read *read, const struct kvd_read_run *run)
 {
-    uint8_t *dst = read->reply == NULL ? NULL : read->reply->data;
-    struct kvd_buf *buf = read->bufs;
+    struct kvd_read_unit *unit = &read->units[read->unit_count++];
 
-    for (uint32_t i = 0; i < read->run_count; i++) {
-        const struct kvd_read_run *run = &read->runs[i];
-        unsigned bufs = run_is_spanned(read, run) ? block_bufs(read, run) : 0;
+    *unit = unit_of(read, run, read->block_next++);
+    unit->page = kvd_page_ref(unit->page);
+    unit->checksum = kvd_page_checksum(unit->page);
+    if (unit->is_spanned) {
+        unit->bufs = read->buf_next; /* the job fills them in */
+        read->buf_next += block_bufs(read, run);
+    } else {
+        unit->dst = read->dst_next;
+    }
+}
+
+/* All blocks of a run are taken. */
+static void snapshot_end_run(struct kvd_read *read, const struct kvd_read_run *run)
+{
+    if (!run_is_spanned(read, run)) {
+        size_t bytes = (size_t)run_bytes(read, run);
+        if (read->buf_count > 0) {
+            *read->buf_next++ = (struct kvd_buf){read->dst_next, bytes};
+        }
+        read->dst_next += bytes;
+    }
+    read->run_idx++;
+    read->block_next = UINT64_MAX;
+}
+
+/* Take some pages; true: all. From then on nothing that happens to the session matters. */
+static bool snapshot_some(struct kvd_read *read)
+{
+    for (int n = 0; n < UNITS_PER_STEP && read->run_idx < read->run_count; n++) {
+        const struct kvd_read_run *run = &read->runs[read->run_idx];
         uint64_t first, last;
         run_blocks(read, run, &first, &last);
-        for (uint64_t b = first; b < last; b++) {
-            struct kvd_read_unit *unit = &read->units[read->unit_count++];
-            *unit = unit_of(read, run, b);
-            unit->page = kvd_page_ref(unit->page);
-            unit->checksum = kvd_page_checksum(unit->page);
-            if (unit->is_spanned) {
-                unit->bufs = buf; /* the job fills them in */
-                buf += bufs;
-            } else {
-                unit->dst = dst;
-            }
-        }
-        if (bufs == 0) {
-            if (read->buf_count > 0) {
-                *buf++ = (struct kvd_buf){dst, (size_t)run_bytes(read, run)};
-            }
-            dst += run_bytes(read, run);
+        read->block_next = read->block_next == UINT64_MAX ? first : read->block_next;
+        snapshot_one(read, run);
+        if (read->block_next == last) {
+            snapshot_end_run(read, run);
         }
     }
+    return read->run_idx == read->run_count;
+}
+
+static void snapshot_begin(struct kvd_read *read)
+{
+    read->dst_next = read->reply == NULL ? NULL : read->reply->data;
+    read->buf_next = read->bufs;
+    read->block_next = UINT64_MAX;
+}
+
+static void snapshot_end(const struct kvd_read *read)
+{
     KVARN_ASSERT(read->unit_count == read->unit_room);
-    KVARN_ASSERT(buf == read->bufs + read->buf_count);
-    KVARN_ASSERT(
-        read->copied_bytes == 0 || (uint64_t)(dst - read->reply->data) == read->copied_bytes);
+    KVARN_ASSERT(read->buf_next == read->bufs + read->buf_count);
+    KVARN_ASSERT(read->copied_bytes == 0 ||
+                 (uint64_t)(read->dst_next - read->reply->data) == read->copied_bytes);
+}
+
+static void submit_slice(struct kvd_read *read)
+{
+    struct kvd_slices *slices = &read->service->sessions.slices;
+
+    while (!submit_some(read)) {
+        if (!kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &read->slice);
+            return;
+        }
+    }
+    read->phase = PHASE_RUN;
+    if (read->jobs_left == 0) {
+        read_conclude(read);
+    }
+}
+
+/* All pages are taken: convert. */
+static void read_convert(struct kvd_read *read)
+{
+    snapshot_end(read);
+    if (read->is_inline) {
+        read_job_run(&job_cut(read, UINT64_MAX)->job, read->scratch);
+        read_conclude(read);
+        return;
+    }
+    read->phase = PHASE_SUBMIT;
+    submit_slice(read);
+}
+
+/* The snapshot in several turns: later operations on the layers wait until it is taken. */
+static void snapshot_slice(struct kvd_read *read)
+{
+    struct kvd_slices *slices = &read->service->sessions.slices;
+    const struct kvd_read_args args = read->args;
+    struct kvd_session *session = read->session;
+
+    while (!snapshot_some(read)) {
+        if (!kvd_slices_has_time(slices)) {
+            kvd_slices_add(slices, &read->slice);
+            return;
+        }
+    }
+    read_convert(read); /* it may be gone now */
+    kvd_session_release_layers(session, args.layer_first, args.layer_count);
+}
+
+static void read_slice_run(struct kvd_slice *slice)
+{
+    struct kvd_read *read = (void *)((uint8_t *)slice - offsetof(struct kvd_read, slice));
+
+    if (read->phase == PHASE_SNAPSHOT) {
+        snapshot_slice(read);
+    } else if (read->phase == PHASE_SUBMIT) {
+        submit_slice(read);
+    } else {
+        release_slice(read);
+    }
+}
+
+/* Begin: what is little is done before this returns. */
+static void read_run(struct kvd_read *read)
+{
+    struct kvd_slices *slices = &read->service->sessions.slices;
+    const struct kvd_read_args *args = &read->args;
+
+    snapshot_begin(read);
+    while (!snapshot_some(read)) {
+        if (!kvd_slices_has_time(slices)) {
+            kvd_session_hold_layers(read->session, args->layer_first, args->layer_count);
+            kvd_slices_add(slices, &read->slice);
+            return;
+        }
+    }
+    read_convert(read);
 }
 
 static void read_admit_cb(struct kvd_session_op *op)
@@ -507,7 +658,6 @@ static void read_admit_cb(struct kvd_session_op *op)
         read_fail(read, &why);
         return;
     }
-    read_snapshot(read);
     read_run(read);
 }
 
@@ -533,6 +683,7 @@ int kvd_read_start(
     }
     read->charged_bytes = bytes;
     read->op.admit_cb = read_admit_cb;
+    read->slice.run = read_slice_run;
     read->op.layer_first = args->layer_first;
     read->op.layer_count = args->layer_count;
     read->op.block_first = (uint32_t)(args->first / args->session->shape->group);

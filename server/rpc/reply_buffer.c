@@ -5,8 +5,6 @@
  */
 #include "server/rpc/reply_buffer.h"
 
-#include <stdlib.h>
-
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/base/cache_line.h"
@@ -18,16 +16,17 @@ int kvd_reply_buffer_create(struct kvd_service *service, uint64_t bytes,
 {
     KVARN_ASSERT(bytes <= KVARN_PAYLOAD_BYTES_MAX);
     size_t room = kvd_round_64(sizeof(struct kvd_reply_buffer) + (size_t)bytes);
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_REPLIES, room) != 0) {
+    void *memory = NULL;
+    int err = kvd_large_take(&service->large, KVD_BUDGET_REPLIES, room, &memory);
+    if (err == KVARN_ENOSPC) {
         return kvd_session_fail_space(service, room, why);
     }
-    struct kvd_reply_buffer *buffer = aligned_alloc(KVD_CACHE_LINE_BYTES, room);
-    if (buffer == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, room);
-        return kvd_fail(why, KVARN_ENOMEM, "the reply needs %zu bytes", room);
+    if (err != 0) {
+        return kvd_fail(why, err, "the reply needs %zu bytes", room);
     }
+    struct kvd_reply_buffer *buffer = memory;
     buffer->service = service;
-    buffer->charged_bytes = room;
+    buffer->taken_bytes = room;
     buffer->buf = (struct kvd_buf){.data = buffer->data, .bytes = (size_t)bytes};
     *ret = buffer;
     return 0;
@@ -35,14 +34,9 @@ int kvd_reply_buffer_create(struct kvd_service *service, uint64_t bytes,
 
 void kvd_reply_buffer_destroy(struct kvd_reply_buffer *buffer)
 {
-    if (buffer == NULL) {
-        return;
+    if (buffer != NULL) {
+        kvd_large_give(&buffer->service->large, KVD_BUDGET_REPLIES, buffer, buffer->taken_bytes);
     }
-    struct kvd_service *service = buffer->service;
-    size_t charged_bytes = buffer->charged_bytes;
-
-    free(buffer);
-    kvd_budget_release(&service->budget, KVD_BUDGET_REPLIES, charged_bytes);
 }
 
 static void release_cb(void *ctx)

@@ -13,7 +13,7 @@
 struct kvd_reply_buffer {
     struct kvd_service *service; /* borrowed */
     struct kvd_buf buf;          /* all of data */
-    size_t charged_bytes;
+    size_t taken_bytes;
     uint8_t data[] __attribute__((aligned(64)));
 };
 

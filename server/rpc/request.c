@@ -50,9 +50,9 @@ struct kvd_request *kvd_request_create(
 static void payload_free(struct kvd_request *request)
 {
     if (request->payload != NULL) {
-        free(request->payload);
+        kvd_large_give(
+            &request->service->large, KVD_BUDGET_STAGING, request->payload, request->payload_room);
         request->payload = NULL;
-        kvd_budget_release(&request->service->budget, KVD_BUDGET_STAGING, request->payload_room);
     }
 }
 
@@ -127,14 +127,15 @@ int kvd_request_stage(struct kvd_request *request, struct kvd_failure *why)
     size_t room = kvd_round_64((size_t)request->header.payload_bytes);
 
     KVARN_ASSERT(request->payload == NULL && request->header.payload_bytes > 0);
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_STAGING, room) != 0) {
+    void *payload = NULL;
+    int err = kvd_large_take(&service->large, KVD_BUDGET_STAGING, room, &payload);
+    if (err == KVARN_ENOSPC) {
         return kvd_session_fail_space(service, room, why);
     }
-    request->payload = aligned_alloc(KVD_CACHE_LINE_BYTES, room);
-    if (request->payload == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, room);
-        return kvd_fail(why, KVARN_ENOMEM, "the payload needs %zu bytes", room);
+    if (err != 0) {
+        return kvd_fail(why, err, "the payload needs %zu bytes", room);
     }
+    request->payload = payload;
     request->payload_room = room;
     return 0;
 }

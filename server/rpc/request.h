@@ -30,7 +30,7 @@ struct kvd_request {
     ProtobufCMessage *message; /* in alloc */
     void *payload;             /* owned staging, 64-byte aligned, charged to the budget; or NULL */
     uint64_t payload_hash;     /* XXH3-64 of the payload */
-    size_t payload_room;       /* bytes charged for it */
+    size_t payload_room;       /* bytes taken for it */
     size_t charged_bytes;      /* of the request and its message */
     uint64_t arrived_ns;       /* last header byte: deadlines and latency count from it */
     uint64_t deadline_ns;      /* 0: none */

@@ -100,6 +100,7 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     memcpy(copy->pages_by_encoder, from->pages_by_encoder, sizeof(copy->pages_by_encoder));
     copy->prefix_tokens = from->prefix_tokens;
     copy->adopted_blocks = from->adopted_blocks;
+    kvd_prefix_advance(copy); /* where the original has not come to the end of it yet */
     *ret = copy;
     return 0;
 }
@@ -132,6 +133,8 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     b->missing_last = missing_last;
     a->prefix = b->prefix;
     b->prefix = prefix;
+    kvd_prefix_move(a->prefix, a);
+    kvd_prefix_move(b->prefix, b);
     swap_u64(&a->prefix_tokens, &b->prefix_tokens);
     swap_u64(&a->adopted_blocks, &b->adopted_blocks);
     for (uint32_t i = 0; i < a->shape->layer_count; i++) {

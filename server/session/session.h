@@ -163,6 +163,17 @@ void kvd_session_op_cancel(struct kvd_session_op *op);
  */
 void kvd_session_kick(struct kvd_session *session);
 
+/*
+ * Keep layers as they are while a reader takes their pages in several turns: what comes later waits
+ * for it as for an append in flight. Takes a reference.
+ */
+void kvd_session_hold_layers(
+    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count);
+
+/* The reader has its pages; waiting operations may go. */
+void kvd_session_release_layers(
+    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count);
+
 /* Committed length: the smallest layer length. */
 uint64_t kvd_session_length(const struct kvd_session *session);
 

@@ -20,6 +20,12 @@
 /* Layers of blocks that a trim frees itself: some tens of microseconds (SEMANTICS.md 18). */
 #define TRIM_LAYERS_MAX 128
 
+/* Notes of copies that are freed at once. */
+#define NOTES_PER_STEP 64
+
+/* Blocks of a layer that leave its window at once, some 100 ns each. */
+#define DROPS_PER_STEP 32
+
 int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd_failure *why)
 {
     const struct kvd_budget *budget = &service->budget;
@@ -29,8 +35,8 @@ int kvd_session_fail_space(struct kvd_service *service, size_t bytes, struct kvd
         (void)kvd_prefix_index_shrink(&service->prefixes, bytes);
     }
     if (kvd_workers_backlog(service->workers) > 0 ||
-        kvd_session_table_has_dead(&service->sessions) || kvd_evictor_want(service, bytes) ||
-        !kvd_cold_sessions_is_idle(&service->cold)) {
+        kvd_session_table_has_dead(&service->sessions) || kvd_large_has_dead(&service->large) ||
+        kvd_evictor_want(service, bytes) || !kvd_cold_sessions_is_idle(&service->cold)) {
         why->retry_after_ms = SPACE_RETRY_MS;
         return kvd_fail(why, KVARN_ERETRY_LATER,
             "%" PRIu64 " of %" PRIu64 " bytes in use; work in progress may free some, %zu needed",
@@ -275,7 +281,107 @@ static int spares_take(
     return err;
 }
 
-static int copy_make(struct kvd_session *session, uint32_t block_idx)
+/* Note that `copy` takes the place of a block, whose reference becomes the note's. */
+static void own_note(struct kvd_service *service, struct kvd_own_log *log, uint32_t block_idx,
+    struct kvd_block *was, struct kvd_block *copy)
+{
+    struct kvd_own_note *note = NULL;
+
+    if (log != NULL &&
+        kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*note)) == 0) {
+        note = calloc(1, sizeof(*note));
+        if (note == NULL) {
+            kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*note));
+        }
+    }
+    if (note == NULL) {
+        kvd_block_unref(service, was);
+        return;
+    }
+    *note = (struct kvd_own_note){.block_idx = block_idx, .was = was, .copy = copy};
+    SLIST_INSERT_HEAD(log, note, link);
+}
+
+/* Is a layer of a copy as it was made? Tiles that are not sealed were taken anew. */
+static bool copy_layer_is_same(const struct kvd_session *session, const struct kvd_own_note *note,
+    const struct kvd_block *copy, uint32_t layer)
+{
+    const struct kvd_page_store *pages = &session->service->pages;
+    const struct kvd_page *was = kvd_block_tiles(pages, note->was, layer);
+    const struct kvd_page *now = kvd_block_tiles(pages, copy, layer);
+    bool is_sealed = note->block_idx < session->layers[layer].sealed_blocks;
+
+    return kvd_block_rows(pages, copy, layer) == kvd_block_rows(pages, note->was, layer) &&
+           (now == was || (!is_sealed && now != NULL && was != NULL));
+}
+
+/* Nobody did anything to the copy, or is about to. */
+static bool copy_is_unused(const struct kvd_session *session, const struct kvd_own_note *note)
+{
+    if (session->is_dropped || note->block_idx >= kvd_session_block_count(session)) {
+        return false;
+    }
+    const struct kvd_block *copy = kvd_session_block(session, note->block_idx);
+    bool is_unused = copy == note->copy && copy->refs == 1 && copy->state == note->was->state &&
+                     copy->layers_kept == note->was->layers_kept &&
+                     session->table.spans[note->block_idx / KVD_SPAN_BLOCKS]->refs == 1;
+    for (uint32_t i = 0; is_unused && i < copy->layer_count; i++) {
+        is_unused = copy_layer_is_same(session, note, copy, i);
+    }
+    return is_unused;
+}
+
+static void copy_undo(struct kvd_session *session, const struct kvd_own_note *note)
+{
+    struct kvd_block *was = kvd_block_ref(note->was);
+
+    kvd_block_unref_later(
+        session->service, kvd_block_table_swap(&session->table, note->block_idx, was));
+    for (uint32_t i = 0; i < was->layer_count; i++) {
+        if (session->layers[i].length / session->shape->group == note->block_idx) {
+            kvd_session_drop_spare(session, i);
+        }
+    }
+}
+
+/* Free the first note of a log. */
+static void own_note_free(struct kvd_service *service, struct kvd_own_log *log)
+{
+    struct kvd_own_note *note = SLIST_FIRST(log);
+
+    SLIST_REMOVE_HEAD(log, link);
+    kvd_block_unref_later(service, note->was);
+    free(note);
+    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*note));
+}
+
+bool kvd_own_log_keep_some(struct kvd_session *session, struct kvd_own_log *log)
+{
+    for (int n = 0; n < NOTES_PER_STEP && !SLIST_EMPTY(log); n++) {
+        own_note_free(session->service, log);
+    }
+    return SLIST_EMPTY(log);
+}
+
+bool kvd_own_log_undo_some(
+    struct kvd_session *session, struct kvd_own_log *log, uint32_t layer_count)
+{
+    uint32_t pending = 0;
+    uint32_t layers = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        pending += session->layers[i].pending;
+    }
+    for (; layers < TRIM_LAYERS_MAX && !SLIST_EMPTY(log); layers += session->shape->layer_count) {
+        if (pending == layer_count && copy_is_unused(session, SLIST_FIRST(log))) {
+            copy_undo(session, SLIST_FIRST(log));
+        }
+        own_note_free(session->service, log);
+    }
+    return SLIST_EMPTY(log);
+}
+
+static int copy_make(struct kvd_session *session, uint32_t block_idx, struct kvd_own_log *log)
 {
     struct kvd_service *service = session->service;
     const struct kvd_block *block = kvd_session_block(session, block_idx);
@@ -292,7 +398,7 @@ static int copy_make(struct kvd_session *session, uint32_t block_idx)
         kvd_block_unref(service, copy);
         return err;
     }
-    kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, copy));
+    own_note(service, log, block_idx, kvd_block_table_swap(&session->table, block_idx, copy), copy);
     return 0;
 }
 
@@ -304,7 +410,8 @@ int kvd_session_own_span(struct kvd_session *session, uint32_t block_idx, struct
     return 0;
 }
 
-int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why)
+int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struct kvd_own_log *log,
+    struct kvd_failure *why)
 {
     if (block_idx >= kvd_session_block_count(session)) {
         return 0;
@@ -316,7 +423,7 @@ int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struc
     if (err != 0 || block == NULL || block->refs == 1) {
         return err;
     }
-    if (copy_make(session, block_idx) != 0) {
+    if (copy_make(session, block_idx, log) != 0) {
         return kvd_session_fail_space(session->service,
             session->shape->block_tiles_bytes + session->shape->block_rows_bytes, why);
     }
@@ -515,18 +622,6 @@ uint32_t kvd_session_window_blocks(
     return window == 0 || length <= kept ? 0 : (uint32_t)((length - kept) / shape->group);
 }
 
-int kvd_session_own_window(
-    struct kvd_session *session, uint32_t layer, uint64_t length, struct kvd_failure *why)
-{
-    uint32_t dropped = kvd_session_window_blocks(session, layer, length);
-    int err = 0;
-
-    for (uint32_t b = session->layers[layer].dropped_blocks; b < dropped && err == 0; b++) {
-        err = kvd_session_own_block(session, b, why);
-    }
-    return err;
-}
-
 static void block_layer_drop(struct kvd_session *session, uint32_t layer, uint32_t block_idx)
 {
     struct kvd_service *service = session->service;
@@ -541,13 +636,14 @@ static void block_layer_drop(struct kvd_session *session, uint32_t layer, uint32
     }
 }
 
-void kvd_session_drop_window(struct kvd_session *session, uint32_t layer)
+bool kvd_session_drop_window(struct kvd_session *session, uint32_t layer)
 {
     struct kvd_layer *ly = &session->layers[layer];
     uint32_t dropped = kvd_session_window_blocks(session, layer, ly->length);
 
-    while (ly->dropped_blocks < dropped) {
+    for (int n = 0; n < DROPS_PER_STEP && ly->dropped_blocks < dropped; n++) {
         block_layer_drop(session, layer, ly->dropped_blocks);
         ly->dropped_blocks++;
     }
+    return ly->dropped_blocks >= dropped;
 }

@@ -27,14 +27,36 @@ int kvd_session_add_block(
     struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /*
+ * Shared blocks that an operation replaced by copies, so that it can give those back when it comes
+ * to nothing. Zeroed: empty.
+ */
+struct kvd_own_note {
+    SLIST_ENTRY(kvd_own_note) link;
+    uint32_t block_idx;
+    struct kvd_block *was;  /* ref */
+    struct kvd_block *copy; /* borrowed, to be compared only */
+};
+SLIST_HEAD(kvd_own_log, kvd_own_note);
+
+/* Free some tens of notes: the copies stay. True: those were the last. */
+bool kvd_own_log_keep_some(struct kvd_session *session, struct kvd_own_log *log);
+
+/*
+ * The same, but put what was shared back in the place of each copy that is as it was made. The
+ * caller keeps `layer_count` layers pending, once each; nothing is done while others are.
+ */
+bool kvd_own_log_undo_some(
+    struct kvd_session *session, struct kvd_own_log *log, uint32_t layer_count);
+
+/*
  * Make a block the session's own: nobody else sees what is done to it. Its sealed pages and rows
  * stay shared; what other sessions might fill as well, tiles that are not sealed, is taken anew,
  * and so is, for layers whose next row goes here, a spare page in case their rows must be copied.
- * All of it or nothing. Blocks that are not there are left alone.
- * Returns 0, KVARN_ENOSPC or KVARN_ERETRY_LATER.
+ * All of it or nothing. Blocks that are not there are left alone. A copy is noted in `log` (NULL:
+ * it stays), if there is memory for that. Returns 0, KVARN_ENOSPC or KVARN_ERETRY_LATER.
  */
-int kvd_session_own_block(
-    struct kvd_session *session, uint32_t block_idx, struct kvd_failure *why) KVARN_MUST_CHECK;
+int kvd_session_own_block(struct kvd_session *session, uint32_t block_idx, struct kvd_own_log *log,
+    struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /* Make the span of a block the session's own, so that a trim can cut there. Returns as above. */
 int kvd_session_own_span(
@@ -96,14 +118,10 @@ uint32_t kvd_session_window_blocks(
     const struct kvd_session *session, uint32_t layer, uint64_t length);
 
 /*
- * Make the session's own what a layer of `length` will no longer keep. Returns 0, KVARN_ENOSPC or
- * KVARN_ERETRY_LATER.
+ * Drop some tens of the blocks that the layer no longer keeps, which must be the session's own;
+ * true: those were the last.
  */
-int kvd_session_own_window(struct kvd_session *session, uint32_t layer, uint64_t length,
-    struct kvd_failure *why) KVARN_MUST_CHECK;
-
-/* Drop what the layer no longer keeps; it must be the session's own. */
-void kvd_session_drop_window(struct kvd_session *session, uint32_t layer);
+bool kvd_session_drop_window(struct kvd_session *session, uint32_t layer);
 
 /* NO_SPACE, or RETRY_LATER while jobs in flight or what was dropped may give memory back. */
 int kvd_session_fail_space(

@@ -62,12 +62,20 @@ static bool queue_admit_one(struct kvd_session *session)
     return false;
 }
 
+/* Turns that a kick gives. */
+enum kick {
+    KICK_IF_TIME,
+    KICK_ONE, /* one at least: it had to wait for it */
+};
+
+static void session_kick(struct kvd_session *session, enum kick kick);
+
 static void kick_slice_run(struct kvd_slice *slice)
 {
     struct kvd_session *session =
         (void *)((uint8_t *)slice - offsetof(struct kvd_session, kick_slice));
 
-    kvd_session_kick(session);
+    session_kick(session, KICK_ONE);
     kvd_session_unref(session);
 }
 
@@ -78,7 +86,7 @@ static void kick_later(struct kvd_session *session)
     kvd_session_ref(session);
 }
 
-static void queue_admit(struct kvd_session *session)
+static void queue_admit(struct kvd_session *session, enum kick kick)
 {
     struct kvd_slices *slices = &session->service->sessions.slices;
 
@@ -87,10 +95,11 @@ static void queue_admit(struct kvd_session *session)
         if (TAILQ_EMPTY(&session->ops)) {
             return;
         }
-        if (!kvd_slices_has_time(slices)) {
+        if (kick == KICK_IF_TIME && !kvd_slices_has_time(slices)) {
             kick_later(session);
             return;
         }
+        kick = KICK_IF_TIME;
     } while (queue_admit_one(session));
 }
 
@@ -108,7 +117,7 @@ static bool is_hollow(const struct kvd_session *session)
     return true;
 }
 
-void kvd_session_kick(struct kvd_session *session)
+static void session_kick(struct kvd_session *session, enum kick kick)
 {
     /* While kicking, the loop above looks again after every admission; a later kick will come. */
     if (session->is_kicking || session->kick_slice.is_listed) {
@@ -116,12 +125,17 @@ void kvd_session_kick(struct kvd_session *session)
     }
     session->is_kicking = true;
     kvd_session_ref(session);
-    queue_admit(session);
+    queue_admit(session, kick);
     session->is_kicking = false;
     if (is_hollow(session)) {
         kvd_session_table_empty(&session->service->sessions, session);
     }
     kvd_session_unref(session);
+}
+
+void kvd_session_kick(struct kvd_session *session)
+{
+    session_kick(session, KICK_IF_TIME);
 }
 
 void kvd_session_enqueue(struct kvd_session *session, struct kvd_session_op *op)
@@ -143,5 +157,26 @@ void kvd_session_op_cancel(struct kvd_session_op *op)
     TAILQ_REMOVE(&session->ops, op, link);
     op->is_queued = false;
     kvd_session_kick(session); /* what waited behind it may go */
+    kvd_session_unref(session);
+}
+
+void kvd_session_hold_layers(
+    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count)
+{
+    KVARN_ASSERT(layer_first + layer_count <= session->shape->layer_count);
+    kvd_session_ref(session);
+    for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
+        session->layers[i].pending++;
+    }
+}
+
+void kvd_session_release_layers(
+    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count)
+{
+    for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
+        KVARN_ASSERT(session->layers[i].pending > 0);
+        session->layers[i].pending--;
+    }
+    kvd_session_kick(session);
     kvd_session_unref(session);
 }

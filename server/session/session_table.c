@@ -14,13 +14,6 @@
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
-/*
- * What one turn frees: freeing a page costs some 10 to 100 ns, and giving a chunk back to the
- * system some microseconds, so that the clock decides, after each block, within the 1 ms of
- * SEMANTICS.md 11.
- */
-#define REAP_NS_PER_TURN UINT64_C(250000)
-
 /* Enough that a hundred thousand sessions stand almost alone; memory not used is not resident. */
 #define BUCKETS 65536u
 
@@ -44,18 +37,18 @@ static int session_compare(const struct kvd_session *a, const struct kvd_session
 RB_GENERATE_INTERNAL(
     kvd_session_tree, kvd_session, name_link, session_compare, __attribute__((unused)) static)
 
-static uint64_t now_ns(const struct kvd_session_table *table)
-{
-    return table->io->ops->now_ns(table->io);
-}
-
 bool kvd_session_table_has_dead(const struct kvd_session_table *table)
 {
     return !LIST_EMPTY(&table->dead) || !SLIST_EMPTY(&table->dead_spans) ||
            !SLIST_EMPTY(&table->dead_blocks);
 }
 
-/* Free one block, or a session, whose blocks then follow. */
+static bool has_work(const struct kvd_session_table *table)
+{
+    return kvd_session_table_has_dead(table) || kvd_page_store_has_dying(&table->service->pages);
+}
+
+/* Free one block, or a session, whose blocks then follow; or a part of a chunk. */
 static void reap_one(struct kvd_session_table *table)
 {
     struct kvd_block *block = SLIST_FIRST(&table->dead_blocks);
@@ -70,31 +63,39 @@ static void reap_one(struct kvd_session_table *table)
         if (!kvd_span_free_some(table->service, span)) {
             SLIST_INSERT_HEAD(&table->dead_spans, span, dead_link);
         }
-    } else {
+    } else if (session != NULL) {
         LIST_REMOVE(session, dead_link);
         kvd_session_free(session);
+    } else {
+        kvd_page_store_purge_some(&table->service->pages);
     }
 }
 
 static void reap_soon(struct kvd_session_table *table)
 {
-    if (!table->reap_slice.is_listed && kvd_session_table_has_dead(table)) {
+    if (!table->reap_slice.is_listed && has_work(table)) {
         kvd_slices_add(&table->slices, &table->reap_slice);
     }
+}
+
+void kvd_session_table_reap(struct kvd_session_table *table)
+{
+    reap_soon(table);
 }
 
 static void reap_slice_run(struct kvd_slice *slice)
 {
     struct kvd_session_table *table =
         (void *)((uint8_t *)slice - offsetof(struct kvd_session_table, reap_slice));
-    uint64_t start_ns = now_ns(table);
 
-    while (kvd_session_table_has_dead(table) && now_ns(table) - start_ns < REAP_NS_PER_TURN) {
+    /* A page costs some 10 to 100 ns; a chunk on its way out may have been taken again. */
+    while (has_work(table)) {
         reap_one(table);
+        if (!kvd_slices_has_time(&table->slices)) {
+            break;
+        }
     }
-    if (kvd_session_table_has_dead(table)) {
-        reap_soon(table);
-    }
+    reap_soon(table);
 }
 
 int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *service)

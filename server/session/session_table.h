@@ -76,7 +76,13 @@ void kvd_session_table_empty(struct kvd_session_table *table, struct kvd_session
 void kvd_session_table_bury_span(struct kvd_session_table *table, struct kvd_span *span);
 void kvd_session_table_bury_block(struct kvd_session_table *table, struct kvd_block *block);
 
-/* True while something buried still holds memory. */
+/* For the page store: it has chunks to give back. */
+void kvd_session_table_reap(struct kvd_session_table *table);
+
+/*
+ * True while something buried still holds memory. Chunks that go back are no reason to wait: a
+ * charge that needs their room has it at once.
+ */
 bool kvd_session_table_has_dead(const struct kvd_session_table *table);
 
 #endif

@@ -286,7 +286,7 @@ static int reopen_prepare(
     *rj = (struct reopen_job){.truncate = truncate, .layer = layer};
     rj->job.run = reopen_run;
     rj->job.done = reopen_done;
-    int err = kvd_session_own_block(session, block_idx, why);
+    int err = kvd_session_own_block(session, block_idx, NULL, why);
     if (err != 0) {
         return err;
     }

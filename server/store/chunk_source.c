@@ -205,6 +205,12 @@ static void default_chunk_free(
     arena_free(self->arena_idx, chunk, bytes);
 }
 
+static void default_chunk_purge(struct kvd_chunk_source *source, void *part, size_t bytes)
+{
+    (void)source;
+    (void)madvise(part, bytes, MADV_DONTNEED);
+}
+
 static void default_destroy(struct kvd_chunk_source *source)
 {
     struct default_source *self = from_base(source);
@@ -221,6 +227,7 @@ int kvd_chunk_source_default_create(struct kvd_chunk_source **ret)
     }
     self->base.chunk_alloc = default_chunk_alloc;
     self->base.chunk_free = default_chunk_free;
+    self->base.chunk_purge = default_chunk_purge;
     self->base.destroy = default_destroy;
     int err = arena_create(&self->arena_idx);
     if (err != 0) {

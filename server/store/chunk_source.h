@@ -19,6 +19,11 @@ struct kvd_chunk_source {
     void *(*chunk_alloc)(struct kvd_chunk_source *source, size_t bytes, uint32_t tenant_id);
     void (*chunk_free)(
         struct kvd_chunk_source *source, void *chunk, size_t bytes, uint32_t tenant_id);
+    /*
+     * Give back what a part of a chunk holds, in whole pages of memory, before the chunk is freed:
+     * so a large one can go in steps. Its content is lost. NULL: chunks go whole.
+     */
+    void (*chunk_purge)(struct kvd_chunk_source *source, void *part, size_t bytes);
     void (*destroy)(struct kvd_chunk_source *source);
 };
 

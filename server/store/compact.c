@@ -25,7 +25,7 @@ static uint64_t free_slot_bytes(const struct kvd_page_store *pages)
     for (unsigned i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
         page_bytes += pages->classes[i].bytes;
     }
-    return pages->chunk_bytes - page_bytes;
+    return pages->chunk_bytes - pages->dying_bytes - page_bytes;
 }
 
 /* Move one page of a block, if it is to leave and nobody else holds it; NULL: it stays. */

@@ -20,6 +20,9 @@
 #define CHUNK_BYTES_TOP ((size_t)16 << 20)
 #define WORD_BITS       64u
 
+/* Of a chunk that is freed, given back at once: some 25 us. */
+#define PURGE_BYTES ((size_t)512 << 10)
+
 #if defined(__SANITIZE_ADDRESS__)
 #define HAS_ASAN 1
 #elif defined(__has_feature)
@@ -44,8 +47,10 @@ struct kvd_chunk {
     RB_ENTRY(kvd_chunk) link; /* in slab->partial while it has a free slot */
     struct kvd_slab *slab;    /* borrowed: lives while it has a chunk */
     uint32_t free_count;
-    uint32_t word_hint;            /* no free slot in any word below */
-    bool is_leaving;               /* to be emptied: in no tree, its free slots are not taken */
+    uint32_t word_hint;  /* no free slot in any word below */
+    bool is_leaving;     /* to be emptied: in no tree, its free slots are not taken */
+    size_t purged_bytes; /* dying: given back already */
+    SLIST_ENTRY(kvd_chunk) dying_link;
     uint64_t *free_words;          /* inside this allocation; bit set: slot is free */
     uint32_t *versions;            /* owned array, by slot; NULL: no page has one */
     struct kvd_page_set *sheets[]; /* owned: KVD_SHEET_PAGES slots each */
@@ -334,15 +339,10 @@ static int chunk_create(struct kvd_page_store *store, struct kvd_slab *slab)
     return 0;
 }
 
-/* Give an empty chunk back; its slab stays. */
-static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
+/* Give an empty chunk back that is in no tree; its slab stays. */
+static void chunk_release(struct kvd_page_store *store, struct kvd_chunk *chunk)
 {
     struct kvd_slab *slab = chunk->slab;
-    KVARN_ASSERT(chunk->free_count == slab->slot_count);
-    KVARN_ASSERT(slab->empty != chunk);
-    if (!chunk->is_leaving) {
-        partial_remove(slab, chunk);
-    }
     UNPOISON(chunk->data, slab->chunk_bytes);
     store->source->chunk_free(store->source, chunk->data, slab->chunk_bytes, slab->tenant_id);
     chunk_meta_free(store, chunk);
@@ -352,9 +352,79 @@ static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
     kvd_budget_release(store->budget, KVD_BUDGET_CHUNKS, slab->chunk_bytes);
 }
 
+/* Take an empty chunk out, to be given back in steps when there is who takes them. */
+static void chunk_free(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    struct kvd_slab *slab = chunk->slab;
+    KVARN_ASSERT(chunk->free_count == slab->slot_count);
+    KVARN_ASSERT(slab->empty != chunk);
+    if (!chunk->is_leaving) {
+        partial_remove(slab, chunk);
+    }
+    chunk->is_leaving = false;
+    if (store->dying_cb == NULL) {
+        chunk_release(store, chunk);
+        return;
+    }
+    chunk->purged_bytes = 0;
+    SLIST_INSERT_HEAD(&store->dying, chunk, dying_link);
+    store->dying_bytes += slab->chunk_bytes;
+    store->dying_cb(store->dying_ctx);
+}
+
+static void dying_remove(struct kvd_page_store *store, struct kvd_chunk *chunk)
+{
+    SLIST_REMOVE(&store->dying, chunk, kvd_chunk, dying_link);
+    store->dying_bytes -= chunk->slab->chunk_bytes;
+}
+
+/* Give the first of those that go back, all that is left of it. */
+static void dying_release(struct kvd_page_store *store)
+{
+    struct kvd_chunk *chunk = SLIST_FIRST(&store->dying);
+    struct kvd_slab *slab = chunk->slab;
+    dying_remove(store, chunk);
+    chunk_release(store, chunk);
+    slab_free_if_unused(store, slab);
+}
+
+void kvd_page_store_purge_some(struct kvd_page_store *store)
+{
+    struct kvd_chunk *chunk = SLIST_FIRST(&store->dying);
+    size_t bytes = chunk->slab->chunk_bytes;
+    if (store->source->chunk_purge != NULL && chunk->purged_bytes < bytes) {
+        unsigned char *part = chunk->data + chunk->purged_bytes;
+        UNPOISON(part, PURGE_BYTES);
+        store->source->chunk_purge(store->source, part, PURGE_BYTES);
+        POISON(part, PURGE_BYTES);
+        chunk->purged_bytes += PURGE_BYTES;
+        return;
+    }
+    dying_release(store);
+}
+_Static_assert(CHUNK_BYTES_MIN % PURGE_BYTES == 0, "every chunk is whole steps");
+
+/* Use one of the slab's chunks again that is on its way out. */
+static bool dying_revive(struct kvd_page_store *store, struct kvd_slab *slab)
+{
+    struct kvd_chunk *chunk;
+    SLIST_FOREACH(chunk, &store->dying, dying_link)
+    {
+        if (chunk->slab == slab) {
+            dying_remove(store, chunk);
+            partial_insert(slab, chunk);
+            return true;
+        }
+    }
+    return false;
+}
+
 uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes)
 {
     uint64_t used_before = store->budget->used_bytes;
+    while (!SLIST_EMPTY(&store->dying) && used_before - store->budget->used_bytes < bytes) {
+        dying_release(store);
+    }
     for (size_t i = 0; i < KVD_SLAB_BUCKETS; i++) {
         struct kvd_slab *next;
         for (struct kvd_slab *slab = LIST_FIRST(&store->slabs[i]); slab != NULL; slab = next) {
@@ -367,7 +437,8 @@ uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes)
             }
             struct kvd_chunk *chunk = slab->empty;
             slab->empty = NULL;
-            chunk_free(store, chunk);
+            partial_remove(slab, chunk);
+            chunk_release(store, chunk);
             slab_free_if_unused(store, slab);
         }
     }
@@ -479,7 +550,7 @@ int kvd_page_take(struct kvd_page_store *store, uint32_t tenant_id, size_t page_
     if (slab->lowest == NULL) {
         slab_settle(slab); /* rather than a new chunk */
     }
-    if (slab->lowest == NULL) {
+    if (slab->lowest == NULL && !dying_revive(store, slab)) {
         int err = chunk_create(store, slab);
         if (err != 0) {
             slab_free_if_unused(store, slab);

@@ -37,6 +37,7 @@ struct kvd_page_class_stats {
 };
 
 LIST_HEAD(kvd_slab_list, kvd_slab);
+SLIST_HEAD(kvd_chunk_list, kvd_chunk);
 
 /* A slab with pages holds a chunk of 2 MiB or more, so 64 buckets keep lists short up to 1 TiB. */
 #define KVD_SLAB_BUCKETS 64
@@ -50,6 +51,14 @@ struct kvd_page_store {
     struct kvd_page_sheets sheets;
     uint64_t chunk_bytes; /* memory held in chunks */
     uint64_t chunk_count;
+    struct kvd_chunk_list dying; /* empty chunks that go back in steps; counted until they have */
+    uint64_t dying_bytes;
+    /*
+     * Tells that there are dying chunks: kvd_page_store_purge_some() is to be called until there
+     * are none. NULL: chunks go back whole, at once, which takes some 50 us a MiB.
+     */
+    void (*dying_cb)(void *ctx);
+    void *dying_ctx; /* borrowed */
 };
 
 /* Sets budget->reclaim_cb, so that kept chunks never make anybody's charge fail. */
@@ -154,7 +163,16 @@ bool kvd_page_is_leaving(const struct kvd_page *page);
 struct kvd_page *kvd_page_move(
     struct kvd_page_store *store, struct kvd_page *page) KVARN_MUST_CHECK;
 
-/* Give kept empty chunks back until `bytes` are freed or none is left. Returns the bytes freed. */
+/* Give a part of a dying chunk back, some 25 us, or the last of it. There must be one. */
+void kvd_page_store_purge_some(struct kvd_page_store *store);
+
+static inline bool kvd_page_store_has_dying(const struct kvd_page_store *store)
+{
+    return !SLIST_EMPTY(&store->dying);
+}
+
+/* Give dying and kept empty chunks back until `bytes` are freed or none is left. Returns the bytes
+ * freed. */
 uint64_t kvd_page_store_reclaim(struct kvd_page_store *store, uint64_t bytes);
 
 /*

@@ -57,6 +57,13 @@ static void source_free(
     self->inner->chunk_free(self->inner, chunk, bytes, tenant_id);
 }
 
+static void source_purge(struct kvd_chunk_source *source, void *part, size_t bytes)
+{
+    struct kvt_rig_source *self = (struct kvt_rig_source *)(void *)source;
+
+    self->inner->chunk_purge(self->inner, part, bytes);
+}
+
 /* The service reads its jitter from the environment. */
 static void env_set(const char *name, uint64_t value)
 {
@@ -99,9 +106,10 @@ void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
     env_set("KVARND_TEST_JITTER_US", options->jitter_us_max);
     env_set("KVARND_TEST_JITTER_SEED", options->jitter_seed);
     assert_int_equal(kvd_service_init(&rig->service, &rig->config, kvd_io_fake_io(rig->fake)), 0);
-    rig->source =
-        (struct kvt_rig_source){.base = {.chunk_alloc = source_alloc, .chunk_free = source_free},
-            .inner = rig->service.chunk_source};
+    rig->source = (struct kvt_rig_source){.base = {.chunk_alloc = source_alloc,
+                                              .chunk_free = source_free,
+                                              .chunk_purge = source_purge},
+        .inner = rig->service.chunk_source};
     rig->service.pages.source = &rig->source.base;
     const struct kvd_shape_desc *desc = options->shape == NULL ? &kvt_shape_small : options->shape;
     if (kvd_shape_register(

@@ -496,7 +496,7 @@ static void test_s18_blocks_are_reserved_over_several_turns(void **state)
     (void)state;
 
     kvt_case_init(&c, NULL, 0);
-    kvd_io_fake_set_tick(c.rig.fake, 30000);
+    kvd_io_fake_set_tick(c.rig.fake, 12000);
     struct kvt_append append = kvt_append_of(c.session, 2000, 1); /* 32 blocks */
     kvt_append_fill(&append);
     kvt_model_append(&c.model, &append);

@@ -39,6 +39,8 @@ static void plan_rows(struct fixture *fx, const struct kvd_append_args *args)
     fx->plan = (struct kvd_append_plan){.layers = fx->layers, .units = fx->units};
     assert_true(kvd_append_plan_units(args) <= 64);
     kvd_append_plan_rows(&fx->plan, args);
+    while (!kvd_append_plan_more(&fx->plan)) {
+    }
     assert_int_equal(fx->plan.unit_count, kvd_append_plan_units(args));
 }
 
@@ -47,6 +49,8 @@ static void plan_runs(struct fixture *fx, const struct kvd_append_tiles_args *ar
     fx->plan = (struct kvd_append_plan){.layers = fx->layers, .units = fx->units};
     assert_true(kvd_append_plan_run_units(args) <= 64);
     kvd_append_plan_runs(&fx->plan, args);
+    while (!kvd_append_plan_more(&fx->plan)) {
+    }
     assert_int_equal(fx->plan.unit_count, kvd_append_plan_run_units(args));
 }
 

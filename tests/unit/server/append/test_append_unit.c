@@ -64,7 +64,7 @@ static struct kvd_append_unit unit_of(const struct fixture *fx, uint64_t start, 
         .dtype = KVARN_F16,
         .is_rotated = true};
 
-    assert_int_equal(kvd_append_units_from_rows(&unit, fx->rig.shape, &rows), 1);
+    assert_int_equal(kvd_append_units_from_rows(&unit, fx->rig.shape, &rows, rows.start, 1), 1);
     return unit;
 }
 
@@ -92,14 +92,14 @@ static void test_place_writes_in_place_above_what_was_written(void **state)
     fixture_init(&fx);
     struct kvd_append_unit unit = unit_of(&fx, 0, 10);
     struct kvd_page *page = rows_at(&fx, 0);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     assert_ptr_equal(rows_at(&fx, 0), page);
     assert_ptr_equal(unit.dst, kvd_page_data(page));
     assert_int_equal(kvd_page_filled(page), 10);
     /* A reader of those ten rows does not hinder who writes the eleventh. */
     (void)kvd_page_ref(page);
     unit = unit_of(&fx, 10, 5);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     assert_ptr_equal(rows_at(&fx, 0), page);
     assert_null(unit.copied);
     kvd_append_unit_unplace(&unit, fx.session); /* nothing to undo */
@@ -118,14 +118,14 @@ static void test_place_copies_rows_that_a_reader_holds(void **state)
     fixture_init(&fx);
     struct kvd_append_unit unit = unit_of(&fx, 0, 20);
     memset(fx.payload, 0x11, 1 << 16);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     kvd_append_unit_run(&unit, &fault);
     assert_int_equal(fault.err, 0);
     struct kvd_page *page = kvd_page_ref(rows_at(&fx, 0));
     for (unsigned n = 0; n < 2; n++) {
         unit = unit_of(&fx, 12, 3);
         memset(fx.payload, 0x22, 1 << 16);
-        assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+        assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
         assert_ptr_equal(unit.copied, page);
         assert_ptr_not_equal(rows_at(&fx, 0), page);
         if (n == 0) { /* refused: the page that was there comes back */
@@ -155,7 +155,7 @@ static void test_place_takes_rows_where_records_were_expected(void **state)
     fixture_init(&fx);
     assert_null(rows_at(&fx, 1));
     struct kvd_append_unit unit = unit_of(&fx, 64, 3);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     assert_non_null(rows_at(&fx, 1));
     assert_int_equal(fx.session->layers[0].tail_pages, 1);
     kvd_append_unit_unplace(&unit, fx.session);
@@ -187,7 +187,7 @@ static void test_s21_records_become_tiles(void **state)
         free(tile);
     }
     assert_int_equal(kvd_append_units_from_records(&unit, fx.rig.shape, 0, 64, 64, fx.payload), 1);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     kvd_append_unit_run(&unit, &fault);
     assert_int_equal(fault.err, 0);
     kvd_append_unit_commit(&unit, fx.session);
@@ -211,7 +211,7 @@ static void test_s10_the_first_fault_is_named(void **state)
 
     fixture_init(&fx);
     struct kvd_append_unit unit = unit_of(&fx, 3, 10);
-    assert_int_equal(kvd_append_unit_place(&unit, fx.session, &why), 0);
+    assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     /* V of head 0, row 7 and, later in order, K of head 1, row 2. */
     memset(fx.payload + (2 * 10 * 16 + 7 * 16 + 4) * 2, 0xff, 2);
     memset(fx.payload + (10 * 16 + 2 * 16) * 2, 0xff, 2);

@@ -128,9 +128,28 @@ static void test_s10_a_tile_that_refined_cannot_do_is_sealed_and_counted(void **
     kvt_case_fini(&c);
 }
 
+static int prepare(
+    struct kvt_case *c, struct kvd_seal_list *seals, const struct kvd_seal_want *what)
+{
+    struct kvd_seal_want want = *what;
+    struct kvd_failure why = {0};
+    int err = 0;
+
+    while (err == 0 && !want.is_done) {
+        err = kvd_seal_prepare(seals, c->session, &want, NULL, &why);
+    }
+    return err;
+}
+
+static void list_drop(struct kvt_case *c, struct kvd_seal_list *seals)
+{
+    while (!kvd_seal_list_drop_some(&c->rig.service, seals)) {
+    }
+    assert_true(SLIST_EMPTY(seals));
+}
+
 static void test_s02_prepare_counts_what_will_be_due(void **state)
 {
-    struct kvd_failure why = {0};
     struct kvt_case c;
     struct kvd_seal_list seals = SLIST_HEAD_INITIALIZER(seals);
     (void)state;
@@ -144,27 +163,26 @@ static void test_s02_prepare_counts_what_will_be_due(void **state)
         unsigned count;
     } cases[] = {
         {0, 137, {0, 0}, 0}, /* block 1 ends at 128: 138 seals it */
-        {0, 138, {0, 0}, 1}, {0, 1000, {0, 0}, 14},
+        {0, 138, {0, 0}, 1}, {0, 1000, {0, 0}, 14}, {0, 4106, {0, 0}, 63}, /* in two steps */
         {0, 1000, {2, 9}, 7}, /* the rest came as records */
         {0, 1000, {2, 30}, 1},
         {2, 1000, {0, 0}, 3}, /* a window: blocks that leave it at once need no seal */
     };
     for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         kvt_alloc_fail_at(0);
-        assert_int_equal(kvd_seal_prepare(&seals, c.session, cases[i].layer, cases[i].length,
-                             cases[i].records, &why),
+        assert_int_equal(prepare(&c, &seals,
+                             &(struct kvd_seal_want){.layer = cases[i].layer,
+                                 .length = cases[i].length,
+                                 .records = cases[i].records}),
             0);
         assert_int_equal(kvt_alloc_calls(), cases[i].count);
         assert_int_equal(SLIST_EMPTY(&seals), cases[i].count == 0);
-        kvd_seal_list_fini(&seals);
-        assert_true(SLIST_EMPTY(&seals));
+        list_drop(&c, &seals);
     }
     kvt_alloc_fail_at(3);
-    assert_int_equal(
-        kvd_seal_prepare(&seals, c.session, 0, 1000, (struct kvd_block_range){0, 0}, &why),
-        KVARN_ENOMEM);
+    assert_int_equal(prepare(&c, &seals, &(struct kvd_seal_want){.length = 1000}), KVARN_ENOMEM);
     kvt_alloc_fail_at(0);
-    kvd_seal_list_fini(&seals);
+    list_drop(&c, &seals);
     kvt_case_fini(&c);
 }
 

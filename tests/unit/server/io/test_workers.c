@@ -29,7 +29,15 @@ struct test_io {
     struct kvd_io base;
     struct kvd_wake wake; /* the pool makes one */
     bool is_refusing;
+    uint64_t now_ns, tick_ns; /* each look at the clock moves it */
 };
+
+static uint64_t test_now_ns(struct kvd_io *io)
+{
+    struct test_io *self = (struct test_io *)(void *)io;
+    self->now_ns += self->tick_ns;
+    return self->now_ns;
+}
 
 static struct kvd_wake *test_wake_create(struct kvd_io *io, kvd_io_cb cb, void *ctx)
 {
@@ -58,6 +66,7 @@ static void test_wake_destroy(struct kvd_wake *wake)
 }
 
 static const struct kvd_io_ops test_ops = {
+    .now_ns = test_now_ns,
     .wake_create = test_wake_create,
     .wake_send = test_wake_send,
     .wake_destroy = test_wake_destroy,
@@ -200,6 +209,29 @@ static void every_job_is_done_once_on_the_loop(void **state)
     }
 }
 
+/* Many jobs end while the loop is away: it takes them back over several turns, in order. */
+static void semantics_18_many_that_ended_share_turns(void **state)
+{
+    (void)state;
+    static struct test_job jobs[JOBS];
+    struct bench bench;
+    bench_init(&bench, &(struct kvd_workers_options){.thread_count = 1});
+    for (unsigned i = 0; i < JOBS; i++) {
+        job_submit(&bench, &jobs[i], i);
+    }
+    bench.io.tick_ns = 10000;
+    while (kvd_workers_backlog(bench.workers) > 0) {
+        unsigned before = bench.done_count;
+        turn(&bench.io);
+        assert_true(bench.done_count - before <= 10);
+    }
+    for (unsigned i = 0; i < JOBS; i++) {
+        assert_int_equal(bench.done_order[i], i);
+    }
+    assert_false(has_wake(&bench.io));
+    bench_fini(&bench);
+}
+
 static void semantics_18_without_threads_one_job_a_turn(void **state)
 {
     (void)state;
@@ -310,6 +342,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_job_is_done_once_on_the_loop),
+        cmocka_unit_test(semantics_18_many_that_ended_share_turns),
         cmocka_unit_test(semantics_18_without_threads_one_job_a_turn),
         cmocka_unit_test(threads_have_names_and_no_signals),
         cmocka_unit_test(semantics_03_jitter_reorders_completions),

@@ -2,6 +2,7 @@
  * Tests of server/session/fork.c: copies that share, rows copied when both write, cuts, drops in
  * any order.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -290,7 +291,52 @@ static void test_a_fork_without_memory_leaves_nothing(void **state)
     kvt_case_fini(&c);
 }
 
+/* A refused append of a copy leaves no copies of shared blocks behind. */
+static void test_s17_a_refused_append_shares_again(void **state)
+{
+    static const uint32_t counts[] = {1, 40, 1000}; /* the last over several turns */
+    const float bad = NAN;
+    struct kvt_case c;
+    (void)state;
+
+    kvt_case_init(&c, NULL, 0);
+    kvt_case_grow(&c, 300);
+    struct kvt_case child = case_fork(&c, UINT64_MAX);
+    uint32_t last = kvd_session_block_count(child.session) - 1;
+    const struct kvd_block *block = kvd_session_block(child.session, last);
+    assert_int_equal(block->refs, 2);
+    for (unsigned i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        kvd_io_fake_set_tick(c.rig.fake, i == 2 ? 20000 : 0);
+        struct kvt_append append = kvt_append_of(child.session, counts[i], 7);
+        append.dtype = KVARN_F32;
+        kvt_append_fill(&append);
+        size_t offset = kvt_append_offset(&append, 2, true, 0, append.start + counts[i] - 1);
+        memcpy(append.payload + offset, &bad, sizeof(bad));
+        assert_int_equal(kvt_append_now(&c.rig, &append), KVARN_EDOMAIN);
+        assert_int_equal(kvd_session_block_count(child.session), last + 1);
+        assert_ptr_equal(kvd_session_block(child.session, last), block);
+        assert_int_equal(block->refs, 2);
+        for (uint32_t l = 0; l < block->layer_count; l++) {
+            assert_null(child.session->layers[l].spare_rows);
+        }
+        refs_check(&c, &child);
+        kvt_case_check(&c);
+    }
+    kvd_io_fake_set_tick(c.rig.fake, 0);
+    /* What comes is copied, as ever. */
+    struct kvt_append append = kvt_append_of(child.session, 1, 9);
+    assert_int_equal(kvt_append_now(&c.rig, &append), 0);
+    assert_ptr_not_equal(kvd_session_block(child.session, last), block);
+    assert_int_equal(block->refs, 1);
+    refs_check(&c, &child);
+    kvt_session_drop(&c.rig, child.session);
+    kvt_rig_settle(&c.rig);
+    kvt_model_fini(&child.model);
+    kvt_case_fini(&c);
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_s17_a_refused_append_shares_again),
     cmocka_unit_test(test_s11_a_fork_shares_every_page),
     cmocka_unit_test(test_s11_the_tail_is_copied_on_write),
     cmocka_unit_test(test_s05_a_step_of_a_copy_finds_room_at_its_first_layer),

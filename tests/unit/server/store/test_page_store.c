@@ -99,6 +99,69 @@ static struct kvd_page *take(struct fixture *fx, uint32_t tenant_id, size_t byte
     return page;
 }
 
+/* Steps that are asked for, and the bytes that the source was told to give back before. */
+struct steps {
+    unsigned asked;
+    size_t purged_bytes;
+};
+static struct steps steps;
+
+static void steps_asked_cb(void *ctx)
+{
+    struct steps *self = ctx;
+    self->asked++;
+}
+
+static void fake_purge(struct kvd_chunk_source *source, void *part, size_t bytes)
+{
+    (void)source;
+    memset(part, 0, bytes);
+    steps.purged_bytes += bytes;
+}
+
+/* Empty chunks go back in parts; one that its slab needs again meanwhile is used again. */
+static void semantics_18_chunks_go_back_in_steps(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct kvd_page *pages[12];
+    fixture_init(&fx, 64 * MIB);
+    steps = (struct steps){0};
+    fx.source.base.chunk_purge = fake_purge;
+    fx.store.dying_cb = steps_asked_cb;
+    fx.store.dying_ctx = &steps;
+    for (unsigned i = 0; i < 12; i++) { /* three chunks of four pages */
+        pages[i] = take(&fx, 1, 512 * KIB);
+    }
+    for (unsigned i = 0; i < 12; i++) {
+        kvd_page_unref(&fx.store, pages[i]);
+    }
+    assert_int_equal(steps.asked, 2); /* a slab keeps one */
+    assert_int_equal(fx.source.chunk_count, 3);
+    assert_int_equal(fx.store.dying_bytes, 4 * MIB);
+    for (unsigned i = 0; i < 4; i++) {
+        kvd_page_store_purge_some(&fx.store);
+        assert_int_equal(steps.purged_bytes, (i + 1) * 512 * KIB);
+        assert_int_equal(fx.source.chunk_count, 3);
+    }
+    kvd_page_store_purge_some(&fx.store); /* the rest of it */
+    assert_int_equal(fx.source.chunk_count, 2);
+    for (unsigned i = 0; i < 5; i++) { /* the one that was kept, and the one on its way out */
+        pages[i] = take(&fx, 1, 512 * KIB);
+        memset(kvd_page_data(pages[i]), 1, 512 * KIB);
+    }
+    assert_false(kvd_page_store_has_dying(&fx.store));
+    assert_int_equal(fx.source.chunk_count, 2);
+    for (unsigned i = 0; i < 5; i++) {
+        kvd_page_unref(&fx.store, pages[i]);
+    }
+    assert_true(kvd_page_store_has_dying(&fx.store));
+    assert_int_equal(
+        kvd_page_store_reclaim(&fx.store, 1) / MIB, 2); /* who needs it waits for none */
+    assert_false(kvd_page_store_has_dying(&fx.store));
+    fixture_fini(&fx);
+}
+
 static void semantics_06_chunk_size_wastes_one_percent(void **state)
 {
     (void)state;
@@ -196,12 +259,12 @@ static void free_slots_are_poisoned(void **state)
     fixture_init(&fx, 64 * MIB);
     struct kvd_page *a = take(&fx, 1, 1000);
     struct kvd_page *b = take(&fx, 1, 1000);
-    char *data = b->data;
+    char *data = kvd_page_data(b);
     assert_null(__asan_region_is_poisoned(data, 1000));
     assert_ptr_equal(__asan_region_is_poisoned(data, 1001), data + 1000); /* past the page */
     kvd_page_unref(&fx.store, b);
     assert_ptr_equal(__asan_region_is_poisoned(data, 1000), data);
-    assert_null(__asan_region_is_poisoned(a->data, 1000));
+    assert_null(__asan_region_is_poisoned(kvd_page_data(a), 1000));
     kvd_page_unref(&fx.store, a);
     fixture_fini(&fx);
 }
@@ -520,6 +583,7 @@ static void property_store_agrees_with_a_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(semantics_18_chunks_go_back_in_steps),
         cmocka_unit_test(semantics_06_chunk_size_wastes_one_percent),
         cmocka_unit_test(semantics_06_chunk_size_is_the_smallest_that_fits),
         cmocka_unit_test(pages_are_counted_by_class),
