@@ -149,6 +149,11 @@ struct kvd_cold_ops {
         void *ctx);
     /* Nobody needs it any more; its space is given back in time. NULL ok. */
     void (*forget)(struct kvd_cold *cold, struct kvd_cold_record *record);
+    /*
+     * Bytes of records, as stored, that it would have its caller forget, so that puts go on: its
+     * limit is near, and not as much is on its way back already. 0: none.
+     */
+    uint64_t (*wanted)(const struct kvd_cold *cold);
     void (*stats)(const struct kvd_cold *cold, struct kvd_cold_stats *ret);
     /* True while nothing is queued or in flight. */
     bool (*is_idle)(const struct kvd_cold *cold);

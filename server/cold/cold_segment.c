@@ -14,76 +14,35 @@
 #include "server/base/log.h"
 #include "server/cold/cold_segment_impl.h"
 
-/* How long ordinary puts are refused after a failure or when the tier is full. */
+/* How long ordinary puts are refused after a failure. */
 #define REST_NS UINT64_C(1000000000)
+
+/* A tier that is full is often full again a moment later: the log says so once in this time. */
+#define FULL_LOG_NS UINT64_C(60000000000)
 
 /* Written bytes that wait for a sync at most: a segment's share, and no more than this. */
 #define SYNC_BYTES_MAX (UINT64_C(64) << 20)
 
-/* Records. */
+/* Memory. */
 
-struct kvd_cold_record *kvd_segment_record_create(struct cold_segment *cold)
+void *kvd_segment_alloc(struct cold_segment *cold, size_t bytes)
 {
-    struct kvd_cold_record *record;
-
-    if (kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, sizeof(*record)) != 0) {
+    if (kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, bytes) != 0) {
         return NULL;
     }
-    record = calloc(1, sizeof(*record));
-    if (record == NULL) {
-        kvd_budget_release(cold->budget, KVD_BUDGET_COLD, sizeof(*record));
+    void *memory = calloc(1, bytes);
+    if (memory == NULL) {
+        kvd_budget_release(cold->budget, KVD_BUDGET_COLD, bytes);
     }
-    return record;
+    return memory;
 }
 
-void kvd_segment_record_destroy(struct cold_segment *cold, struct kvd_cold_record *record)
+void kvd_segment_free(struct cold_segment *cold, void *memory, size_t bytes)
 {
-    if (record == NULL) {
-        return;
+    if (memory != NULL) {
+        kvd_budget_release(cold->budget, KVD_BUDGET_COLD, bytes);
+        free(memory);
     }
-    if (record->file != NULL) {
-        uint64_t bytes = kvd_record_file_bytes(&record->header);
-        LIST_REMOVE(record, link);
-        if (record->is_forgotten) {
-            record->file->dead_bytes -= bytes;
-        } else {
-            record->file->live_bytes -= bytes;
-            cold->stats.live_bytes -= bytes;
-            cold->stats.records--;
-        }
-    }
-    kvd_budget_release(cold->budget, KVD_BUDGET_COLD, sizeof(*record));
-    free(record);
-}
-
-void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *record,
-    struct cold_file *file, uint64_t offset)
-{
-    uint64_t bytes = kvd_record_file_bytes(&record->header);
-
-    KVARN_ASSERT(record->file == NULL);
-    record->file = file;
-    record->offset = offset;
-    LIST_INSERT_HEAD(&file->records, record, link);
-    if (record->is_forgotten) {
-        file->dead_bytes += bytes;
-    } else {
-        file->live_bytes += bytes;
-        cold->stats.live_bytes += bytes;
-        cold->stats.records++;
-    }
-}
-
-void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record)
-{
-    uint64_t bytes = kvd_record_file_bytes(&record->header);
-
-    KVARN_ASSERT(record->file != NULL && !record->is_forgotten);
-    record->is_forgotten = true;
-    record->file->live_bytes -= bytes;
-    record->file->dead_bytes += bytes;
-    cold->stats.live_bytes -= bytes;
-    cold->stats.records--;
 }
 
 /* Tasks. */
@@ -148,57 +107,53 @@ void kvd_segment_path(const struct cold_segment *cold, uint64_t number, const ch
     (void)snprintf(dst, dst_bytes, "%s/%016" PRIx64 ".%s", cold->dir, number, suffix);
 }
 
-uint64_t kvd_segment_used_bytes(const struct cold_segment *cold)
-{
-    const struct cold_file *file;
-    uint64_t bytes = cold->making != NULL ? cold->making->size_bytes : 0;
-
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        bytes += file->size_bytes - file->hole_bytes;
-    }
-    return bytes;
-}
-
 void kvd_segment_rest(struct cold_segment *cold, int err)
 {
-    if (!cold->stats.is_resting) {
+    uint64_t now_ns = cold->io->ops->now_ns(cold->io);
+
+    if (now_ns >= cold->rest_until_ns) {
         kvd_log(KVD_LOG_WARN, "cold_resting", "error=%s used=%" PRIu64 " limit=%" PRIu64,
-            kvarn_err_label(err), kvd_segment_used_bytes(cold), cold->options.limit_bytes);
+            kvarn_err_label(err), cold->used_bytes, cold->options.limit_bytes);
     }
-    cold->stats.is_resting = true;
     cold->rest_err = err;
-    cold->rest_until_ns = cold->io->ops->now_ns(cold->io) + REST_NS;
+    cold->rest_until_ns = now_ns + REST_NS;
+}
+
+void kvd_segment_fill_up(struct cold_segment *cold, uint64_t file_bytes)
+{
+    uint64_t now_ns = cold->io->ops->now_ns(cold->io);
+
+    if (!cold->is_full && now_ns >= cold->full_log_ns) {
+        cold->full_log_ns = now_ns + FULL_LOG_NS;
+        kvd_log(KVD_LOG_WARN, "cold_full", "used=%" PRIu64 " limit=%" PRIu64 " live=%" PRIu64,
+            cold->used_bytes, cold->options.limit_bytes, cold->stats.live_bytes);
+    }
+    cold->is_full = true;
+    cold->full_bytes = file_bytes;
 }
 
 static void segment_info(const struct kvd_cold_record *record, struct kvd_cold_info *ret)
 {
-    const struct kvd_record_header *header = &record->header;
-
-    *ret = (struct kvd_cold_info){.type = (enum kvd_cold_type)header->type,
-        .tenant_id = header->tenant_id,
-        .id = header->id,
-        .sequence = header->sequence,
-        .head_bytes = header->head_bytes,
-        .body_bytes = header->raw_bytes,
-        .stored_bytes = kvd_record_file_bytes(header)};
+    *ret = (struct kvd_cold_info){.type = (enum kvd_cold_type)record->type,
+        .tenant_id = record->tenant_id,
+        .id = record->id,
+        .sequence = record->sequence,
+        .head_bytes = record->head_bytes,
+        .body_bytes = record->raw_bytes,
+        .stored_bytes = kvd_segment_record_bytes(record)};
 }
 
 static void segment_stats(const struct kvd_cold *base, struct kvd_cold_stats *ret)
 {
     const struct cold_segment *cold = (const struct cold_segment *)(const void *)base;
-    const struct cold_file *file;
 
     *ret = cold->stats;
-    ret->is_resting =
-        cold->stats.is_resting && cold->io->ops->now_ns(cold->io) < cold->rest_until_ns;
     ret->limit_bytes = cold->options.limit_bytes;
-    ret->used_bytes = kvd_segment_used_bytes(cold);
-    ret->segments = 0;
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        ret->segments++;
-    }
+    ret->used_bytes = cold->used_bytes;
+    ret->segments = cold->file_count;
+    ret->is_resting =
+        (cold->is_full && !kvd_segment_has_place(cold, cold->full_bytes, COLD_NEED_ORDINARY)) ||
+        cold->io->ops->now_ns(cold->io) < cold->rest_until_ns;
 }
 
 static bool segment_is_idle(const struct kvd_cold *base)
@@ -207,7 +162,7 @@ static bool segment_is_idle(const struct kvd_cold *base)
 
     return kvd_segment_write_is_idle(cold) && cold->gets == 0 && !cold->make_task.is_running &&
            !cold->undo_task.is_running && !cold->seal_task.is_running &&
-           !cold->reclaim_task.is_running && !cold->is_copying;
+           !cold->reclaim_task.is_running && cold->copies == 0;
 }
 
 /* Recovery's list. */
@@ -217,8 +172,7 @@ static int by_sequence(const void *a, const void *b)
     const struct kvd_cold_record *ra = *(struct kvd_cold_record *const *)a;
     const struct kvd_cold_record *rb = *(struct kvd_cold_record *const *)b;
 
-    return ra->header.sequence < rb->header.sequence ? -1
-                                                     : ra->header.sequence > rb->header.sequence;
+    return ra->sequence < rb->sequence ? -1 : ra->sequence > rb->sequence;
 }
 
 static size_t live_list(struct cold_segment *cold, struct kvd_cold_record **dst)
@@ -229,9 +183,9 @@ static size_t live_list(struct cold_segment *cold, struct kvd_cold_record **dst)
 
     TAILQ_FOREACH(file, &cold->files, link)
     {
-        LIST_FOREACH(record, &file->records, link)
+        TAILQ_FOREACH(record, &file->records[COLD_RECORD_LIVE], link)
         {
-            if (record->is_forgotten || record->header.type >= KVD_COLD_TOMBSTONE) {
+            if (record->type >= KVD_COLD_TOMBSTONE) {
                 continue; /* those from TOMBSTONE on are ours */
             }
             if (dst != NULL) {
@@ -253,7 +207,7 @@ static void segment_each(struct kvd_cold *base,
         count == 0 ? NULL : calloc(count, sizeof(struct kvd_cold_record *));
 
     if (list == NULL) {
-        KVARN_ASSERT(count == 0); /* at start: 8 bytes a record are there, or nothing else is */
+        KVARN_ASSERT(count == 0); /* at start: as much was there a moment ago, for the ranking */
         return;
     }
     (void)live_list(cold, list);
@@ -287,7 +241,7 @@ static void close_pump(struct cold_segment *cold)
     cold->closed_cb(cold->closed_ctx);
 }
 
-void kvd_segment_pump(struct cold_segment *cold)
+static void pump(struct cold_segment *cold)
 {
     kvd_segment_write_pump(cold);
     if (!cold->is_closing) {
@@ -296,12 +250,29 @@ void kvd_segment_pump(struct cold_segment *cold)
     close_pump(cold);
 }
 
-void kvd_segment_pump_soon(struct cold_segment *cold)
+void kvd_segment_pump(struct cold_segment *cold)
+{
+    kvd_segment_reclaim_note(cold);
+    pump(cold);
+}
+
+void kvd_segment_pump_again(struct cold_segment *cold)
 {
     cold->io->ops->timer_start(cold->pump_timer, 0, 0);
 }
 
+void kvd_segment_pump_soon(struct cold_segment *cold)
+{
+    kvd_segment_reclaim_note(cold);
+    kvd_segment_pump_again(cold);
+}
+
 static void pump_timer_cb(void *ctx)
+{
+    pump(ctx);
+}
+
+static void wake_timer_cb(void *ctx)
 {
     kvd_segment_pump(ctx);
 }
@@ -309,6 +280,14 @@ static void pump_timer_cb(void *ctx)
 static void segment_spoil(struct kvd_cold *base)
 {
     kvd_segment_of(base)->is_clean_put = true; /* as if it were: it never will be */
+}
+
+void kvd_segment_wake_at(struct cold_segment *cold, uint64_t at_ns)
+{
+    uint64_t now_ns = cold->io->ops->now_ns(cold->io);
+    uint64_t ms = at_ns > now_ns ? (at_ns - now_ns + 999999) / 1000000 : 1;
+
+    cold->io->ops->timer_start(cold->wake_timer, ms, 0);
 }
 
 static void segment_close(struct kvd_cold *base, void (*closed_cb)(void *ctx), void *ctx)
@@ -331,28 +310,45 @@ static void fd_close(struct cold_segment *cold, int fd)
     }
 }
 
+static void files_free(struct cold_segment *cold, struct cold_file_list *files)
+{
+    struct cold_file *file;
+    struct kvd_cold_record *record;
+
+    while ((file = TAILQ_FIRST(files)) != NULL) {
+        TAILQ_REMOVE(files, file, link);
+        for (unsigned i = 0; i < COLD_RECORD_STATE_COUNT; i++) {
+            while ((record = TAILQ_FIRST(&file->records[i])) != NULL) {
+                kvd_segment_record_destroy(cold, record);
+            }
+        }
+        fd_close(cold, file->fd);
+        kvd_segment_file_destroy(cold, file);
+    }
+}
+
+static void segment_free(struct cold_segment *cold)
+{
+    struct kvd_budget *budget = cold->budget;
+
+    kvd_segment_free(cold, cold->write_vecs, KVD_FILE_VECS_MAX * sizeof(*cold->write_vecs));
+    kvd_segment_free(cold, cold->zeros, KVD_SEGMENT_BLOCK);
+    kvd_budget_release(budget, KVD_BUDGET_COLD, sizeof(*cold));
+    free(cold);
+}
+
 static void segment_destroy(struct kvd_cold *base)
 {
     struct cold_segment *cold = kvd_segment_of(base);
-    struct cold_file *file;
-    struct kvd_cold_record *record, *record_next;
 
     KVARN_ASSERT(segment_is_idle(base));
     cold->io->ops->timer_destroy(cold->pump_timer);
-    while ((file = TAILQ_FIRST(&cold->files)) != NULL) {
-        TAILQ_REMOVE(&cold->files, file, link);
-        LIST_FOREACH_SAFE(record, &file->records, link, record_next)
-        {
-            kvd_segment_record_destroy(cold, record);
-        }
-        fd_close(cold, file->fd);
-        kvd_segment_file_destroy(file);
-    }
+    cold->io->ops->timer_destroy(cold->wake_timer);
+    files_free(cold, &cold->files);
+    files_free(cold, &cold->gone);
     kvd_segment_subjects_fini(cold);
     fd_close(cold, cold->lock_fd);
-    free(cold->write_vecs);
-    free(cold->zeros);
-    free(cold);
+    segment_free(cold);
 }
 
 static const struct kvd_cold_ops segment_ops = {
@@ -362,6 +358,7 @@ static const struct kvd_cold_ops segment_ops = {
     .info = segment_info,
     .each = segment_each,
     .forget = kvd_segment_forget,
+    .wanted = kvd_segment_wanted,
     .stats = segment_stats,
     .is_idle = segment_is_idle,
     .spoil = segment_spoil,
@@ -411,27 +408,29 @@ static int dir_lock(struct cold_segment *cold)
 static void queues_init(struct cold_segment *cold)
 {
     TAILQ_INIT(&cold->files);
+    TAILQ_INIT(&cold->gone);
     STAILQ_INIT(&cold->ready);
     STAILQ_INIT(&cold->writing);
     STAILQ_INIT(&cold->written);
     STAILQ_INIT(&cold->syncing);
-    for (unsigned i = 0; i < COLD_SUBJECT_BUCKETS; i++) {
-        LIST_INIT(&cold->subjects[i]);
+    STAILQ_INIT(&cold->finished);
+    cold->free_slot_count = KVARN_COLD_SEGMENTS_MAX;
+    for (uint32_t i = 0; i < KVARN_COLD_SEGMENTS_MAX; i++) {
+        cold->free_slots[i] = (uint16_t)(KVARN_COLD_SEGMENTS_MAX - 1 - i);
     }
 }
 
-int kvd_cold_segment_open(struct kvd_io *io, struct kvd_workers *workers, struct kvd_budget *budget,
-    const struct kvd_cold_segment_options *options, struct kvd_cold_found *ret_found,
-    struct kvd_cold **ret)
+/* What it always needs. Returns NULL without memory. */
+static struct cold_segment *segment_create(struct kvd_io *io, struct kvd_workers *workers,
+    struct kvd_budget *budget, const struct kvd_cold_segment_options *options)
 {
-    struct kvd_cold_found found = {0};
-
-    if (!options_are_good(options)) {
-        return KVARN_EINVALID;
+    if (kvd_budget_charge(budget, KVD_BUDGET_COLD, sizeof(struct cold_segment)) != 0) {
+        return NULL;
     }
     struct cold_segment *cold = calloc(1, sizeof(*cold));
     if (cold == NULL) {
-        return KVARN_ENOMEM;
+        kvd_budget_release(budget, KVD_BUDGET_COLD, sizeof(*cold));
+        return NULL;
     }
     cold->base.ops = &segment_ops;
     cold->io = io;
@@ -443,14 +442,39 @@ int kvd_cold_segment_open(struct kvd_io *io, struct kvd_workers *workers, struct
     cold->lock_fd = -1;
     cold->sequence_next = 1;
     cold->number_next = 1;
+    cold->epoch = 2;
     cold->sync_bytes =
         options->segment_bytes / 4 < SYNC_BYTES_MAX ? options->segment_bytes / 4 : SYNC_BYTES_MAX;
     queues_init(cold);
-    cold->write_vecs = calloc(KVD_FILE_VECS_MAX, sizeof(*cold->write_vecs));
-    cold->zeros = calloc(1, KVD_SEGMENT_BLOCK);
+    cold->write_vecs = kvd_segment_alloc(cold, KVD_FILE_VECS_MAX * sizeof(*cold->write_vecs));
+    cold->zeros = kvd_segment_alloc(cold, KVD_SEGMENT_BLOCK);
     cold->pump_timer = io->ops->timer_create(io, pump_timer_cb, cold);
-    bool has_memory = cold->write_vecs != NULL && cold->zeros != NULL && cold->pump_timer != NULL;
-    int err = has_memory ? dir_lock(cold) : KVARN_ENOMEM;
+    cold->wake_timer = io->ops->timer_create(io, wake_timer_cb, cold);
+    int err = kvd_segment_subjects_init(cold);
+    if (err != 0 || cold->write_vecs == NULL || cold->zeros == NULL || cold->pump_timer == NULL ||
+        cold->wake_timer == NULL) {
+        segment_destroy(&cold->base);
+        return NULL;
+    }
+    return cold;
+}
+
+int kvd_cold_segment_open(struct kvd_io *io, struct kvd_workers *workers, struct kvd_budget *budget,
+    const struct kvd_cold_segment_options *options, struct kvd_cold_found *ret_found,
+    struct kvd_cold **ret)
+{
+    struct kvd_cold_found found = {0};
+
+    if (!options_are_good(options)) {
+        return KVARN_EINVALID;
+    }
+    struct cold_segment *cold = segment_create(io, workers, budget, options);
+    if (cold == NULL) {
+        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s: its table of files", options->dir,
+            kvarn_err_label(KVARN_ENOMEM));
+        return KVARN_ENOMEM;
+    }
+    int err = dir_lock(cold);
     if (err == 0) {
         err = kvd_segment_recover(cold, &found);
     }

@@ -16,106 +16,103 @@
 #include "server/base/log.h"
 #include "server/cold/cold_segment_impl.h"
 
-/* First room of an index. */
-#define INDEX_ROOM_MIN (16 * 1024)
-
 /* The part of a segment that only records which must not wait, and copies, may use. */
 static uint64_t reserve_bytes(const struct cold_segment *cold)
 {
     return kvd_segment_round(cold->options.segment_bytes / 8);
 }
 
-void kvd_segment_file_destroy(struct cold_file *file)
+struct cold_file *kvd_segment_file_create(struct cold_segment *cold)
 {
-    if (file != NULL) {
-        KVARN_ASSERT(LIST_EMPTY(&file->records));
-        free(file->index);
-        free(file);
+    struct cold_file *file =
+        cold->free_slot_count == 0 ? NULL : kvd_segment_alloc(cold, sizeof(*file));
+
+    if (file == NULL) {
+        return NULL;
     }
+    file->slot = cold->free_slots[--cold->free_slot_count];
+    cold->slots[file->slot] = file;
+    file->fd = -1;
+    for (unsigned i = 0; i < COLD_RECORD_STATE_COUNT; i++) {
+        TAILQ_INIT(&file->records[i]);
+    }
+    return file;
+}
+
+void kvd_segment_file_destroy(struct cold_segment *cold, struct cold_file *file)
+{
+    if (file == NULL) {
+        return;
+    }
+    for (unsigned i = 0; i < COLD_RECORD_STATE_COUNT; i++) {
+        KVARN_ASSERT(TAILQ_EMPTY(&file->records[i]));
+    }
+    kvd_segment_index_fini(cold, &file->index);
+    cold->slots[file->slot] = NULL;
+    cold->free_slots[cold->free_slot_count++] = (uint16_t)file->slot;
+    kvd_segment_free(cold, file, sizeof(*file));
 }
 
 bool kvd_segment_file_fits(
-    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve)
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need)
 {
     uint64_t needed = KVD_SEGMENT_RECORDS_OFFSET + kvd_segment_index_bytes(1) + file_bytes +
-                      (may_use_reserve ? 0 : reserve_bytes(cold));
+                      (need == COLD_NEED_ORDINARY ? reserve_bytes(cold) : 0);
 
     return needed < cold->options.segment_bytes;
 }
 
-bool kvd_segment_file_has_room(
-    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve)
+/* What is left of the limit is not enough for a whole segment: what there is is for copies. */
+static bool is_reserve_in_use(const struct cold_segment *cold)
 {
-    const struct cold_file *file = cold->active;
+    return kvd_segment_free_bytes(cold) < cold->options.segment_bytes;
+}
 
-    if (file == NULL || file->state != COLD_FILE_ACTIVE) {
+bool kvd_segment_file_has_room(const struct cold_segment *cold, const struct cold_file *file,
+    uint64_t file_bytes, enum cold_need need)
+{
+    uint64_t kept = 0;
+
+    if (file == NULL || file->state != COLD_FILE_ACTIVE ||
+        (need == COLD_NEED_ORDINARY && is_reserve_in_use(cold))) {
         return false;
     }
-    uint64_t entries = file->index_bytes / KVD_INDEX_ENTRY_BYTES;
-    uint64_t needed = file->end + file_bytes + kvd_segment_index_bytes(entries + 1) +
-                      (may_use_reserve ? 0 : reserve_bytes(cold));
+    if (need == COLD_NEED_ORDINARY) {
+        kept = reserve_bytes(cold);
+    } else if (need == COLD_NEED_BARRIER && is_reserve_in_use(cold)) {
+        kept = cold->options.segment_bytes / 2;
+    }
+    uint64_t needed =
+        file->end + file_bytes + kvd_segment_index_bytes(file->index.count + 1) + kept;
     return needed < file->size_bytes; /* sealed it is smaller: by that recovery knows it */
 }
 
-bool kvd_segment_file_may_make(const struct cold_segment *cold, bool may_use_reserve)
+/* The size that a new segment would have: the last one takes what the limit leaves. */
+static uint64_t next_bytes(const struct cold_segment *cold)
+{
+    uint64_t room = kvd_segment_free_bytes(cold) / KVD_SEGMENT_BLOCK * KVD_SEGMENT_BLOCK;
+
+    return room < cold->options.segment_bytes ? room : cold->options.segment_bytes;
+}
+
+bool kvd_segment_file_may_make(
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need)
 {
     uint64_t segment = cold->options.segment_bytes;
-    uint64_t needed = kvd_segment_used_bytes(cold) + segment + (may_use_reserve ? 0 : segment);
-    const struct cold_file *file;
-    unsigned count = 0;
+    uint64_t room = kvd_segment_free_bytes(cold);
+    uint64_t size = next_bytes(cold);
 
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        count++;
+    if (cold->free_slot_count < (need == COLD_NEED_ORDINARY ? 2u : 1u)) {
+        return false;
     }
-    return needed <= cold->options.limit_bytes && count + 1 < KVARN_COLD_SEGMENTS_MAX;
-}
-
-int kvd_segment_file_index_add(
-    struct cold_file *file, const struct kvd_record_header *header, uint64_t offset)
-{
-    if (file->index_bytes + KVD_INDEX_ENTRY_BYTES > file->index_room) {
-        uint64_t room = file->index_room == 0 ? INDEX_ROOM_MIN : 2 * file->index_room;
-        uint8_t *index = realloc(file->index, room);
-        if (index == NULL) {
-            return KVARN_ENOMEM;
-        }
-        file->index = index;
-        file->index_room = room;
+    if (need == COLD_NEED_ORDINARY) {
+        return room >= 2 * segment;
     }
-    kvd_index_entry_encode(header, file->salt, offset, file->index + file->index_bytes);
-    file->index_bytes += KVD_INDEX_ENTRY_BYTES;
-    return 0;
-}
-
-uint8_t *kvd_segment_file_index_build(
-    const struct cold_segment *cold, const struct cold_file *file, uint64_t *ret_bytes)
-{
-    uint64_t bytes = kvd_segment_index_bytes(file->index_bytes / KVD_INDEX_ENTRY_BYTES);
-    uint8_t *block = calloc(1, bytes);
-
-    if (block == NULL) {
-        return NULL;
+    if (need == COLD_NEED_BARRIER) {
+        return room >= segment;
     }
-    struct kvd_record_header header = {.type = KVD_COLD_INDEX,
-        .ordinal = file->ordinal_next,
-        .durable_ordinal = file->durable_ordinal,
-        .body_bytes = file->index_bytes,
-        .raw_bytes = file->index_bytes,
-        .head_hash = XXH3_64bits("", 0),
-        .body_hash = XXH3_64bits(file->index, file->index_bytes)};
-    struct kvd_segment_footer footer = {.index_offset = file->end,
-        .index_bytes = bytes - KVD_SEGMENT_BLOCK,
-        .number = file->number,
-        .salt = file->salt,
-        .tier_id = cold->tier_id};
-    kvd_record_header_encode(&header, file->salt, block);
-    if (file->index_bytes > 0) {
-        memcpy(block + kvd_record_body_offset(0), file->index, file->index_bytes);
-    }
-    kvd_segment_footer_encode(&footer, block + bytes - KVD_SEGMENT_BLOCK);
-    *ret_bytes = bytes;
-    return block;
+    return size >= KVARN_COLD_SEGMENT_BYTES_MIN / 2 &&
+           KVD_SEGMENT_RECORDS_OFFSET + kvd_segment_index_bytes(1) + file_bytes < size;
 }
 
 /* The segment that was made while this one filled up takes over, if there is one. */
@@ -134,10 +131,7 @@ void kvd_segment_file_quarantine(struct cold_segment *cold, struct cold_file *fi
         file->number, kvarn_err_label(err), file->durable_ordinal);
     file->state = COLD_FILE_QUARANTINED;
     cold->stats.quarantined++;
-    free(file->index);
-    file->index = NULL;
-    file->index_bytes = 0;
-    file->index_room = 0;
+    kvd_segment_index_fini(cold, &file->index);
     if (cold->active == file) {
         active_next(cold);
     }
@@ -180,7 +174,8 @@ static void make_done(struct cold_task *task, int err)
         kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s: no new segment", cold->dir,
             kvarn_err_label(err));
         kvd_segment_rest(cold, err);
-        kvd_segment_file_destroy(file);
+        cold->used_bytes -= file->size_bytes;
+        kvd_segment_file_destroy(cold, file);
         make_undo(cold, fd);
         kvd_segment_write_shed(cold, err); /* also what must not wait: it would wait for ever */
         return;
@@ -188,15 +183,14 @@ static void make_done(struct cold_task *task, int err)
     kvd_kill_point("cold_made");
     file->fd = fd;
     file->state = COLD_FILE_ACTIVE;
-    file->end = KVD_SEGMENT_RECORDS_OFFSET;
     TAILQ_INSERT_TAIL(&cold->files, file, link);
+    cold->file_count++;
     KVARN_ASSERT(cold->next == NULL);
     cold->next = file;
     if (cold->active == NULL) {
         active_next(cold);
     }
     cold->stats.written_bytes += KVD_SEGMENT_RECORDS_OFFSET;
-    cold->stats.is_resting = false;
     cold->rest_until_ns = 0;
 }
 
@@ -220,7 +214,7 @@ static int make_header(struct cold_segment *cold, struct cold_file *file)
 
 void kvd_segment_file_make(struct cold_segment *cold)
 {
-    struct cold_file *file = calloc(1, sizeof(*file));
+    struct cold_file *file = kvd_segment_file_create(cold);
     struct kvd_file_op *ops = cold->make_task.ops;
 
     KVARN_ASSERT(cold->making == NULL && cold->next == NULL && cold->make_block == NULL);
@@ -228,18 +222,18 @@ void kvd_segment_file_make(struct cold_segment *cold)
         kvd_segment_rest(cold, KVARN_ENOMEM);
         return;
     }
-    LIST_INIT(&file->records);
     file->number = cold->number_next++;
-    file->size_bytes = cold->options.segment_bytes;
-    file->fd = -1;
+    file->size_bytes = next_bytes(cold);
+    file->end = KVD_SEGMENT_RECORDS_OFFSET;
     int err = cold->io->ops->random(cold->io, &file->salt, sizeof(file->salt));
     err = err != 0 ? err : make_header(cold, file);
     if (err != 0) {
-        free(file);
+        kvd_segment_file_destroy(cold, file);
         kvd_segment_rest(cold, err);
         return;
     }
     cold->making = file;
+    cold->used_bytes += file->size_bytes;
     kvd_segment_path(cold, file->number, "tmp", cold->make_path, sizeof(cold->make_path));
     kvd_segment_path(cold, file->number, "kvs", cold->make_path_to, sizeof(cold->make_path_to));
     ops[0] = (struct kvd_file_op){.verb = KVD_FILE_OPEN,
@@ -276,34 +270,32 @@ static void seal_done(struct cold_task *task, int err)
     active_next(cold);
     kvd_kill_point("cold_sealed");
     file->state = COLD_FILE_SEALED;
+    cold->used_bytes -= file->size_bytes - task->ops[2].bytes;
     file->size_bytes = task->ops[2].bytes;
-    free(file->index);
-    file->index = NULL;
-    file->index_bytes = 0;
-    file->index_room = 0;
+    kvd_segment_index_fini(cold, &file->index);
 }
 
 void kvd_segment_file_seal(struct cold_segment *cold)
 {
     struct cold_file *file = cold->active;
     struct kvd_file_op *ops = cold->seal_task.ops;
-    uint64_t bytes;
+    uint64_t bytes = 0;
 
     KVARN_ASSERT(file != NULL && !cold->is_writing && !cold->is_syncing);
     KVARN_ASSERT(STAILQ_EMPTY(&cold->written) && cold->seal_block == NULL);
-    cold->seal_block = kvd_segment_file_index_build(cold, file, &bytes);
-    if (cold->seal_block == NULL) {
+    /* Nothing is written meanwhile, so that the stretches of writes are free. */
+    unsigned vec_count = kvd_segment_index_vecs(cold, file, &cold->seal_block, &bytes);
+    if (vec_count == 0) {
         /* It stays as it is, and the next start scans it. */
         kvd_segment_file_quarantine(cold, file, KVARN_ENOMEM);
         return;
     }
     cold->sealing = file;
-    cold->seal_vec = (struct iovec){cold->seal_block, bytes};
     cold->stats.written_bytes += bytes;
     ops[0] = (struct kvd_file_op){.verb = KVD_FILE_WRITE,
         .fd = file->fd,
-        .vecs = &cold->seal_vec,
-        .vec_count = 1,
+        .vecs = cold->write_vecs,
+        .vec_count = vec_count,
         .offset = file->end};
     ops[1] = (struct kvd_file_op){.verb = KVD_FILE_SYNC, .fd = file->fd};
     ops[2] =

@@ -7,7 +7,9 @@
 #ifndef KVD_COLD_SEGMENT_IMPL_H
 #define KVD_COLD_SEGMENT_IMPL_H
 
+#include "lib/base/assert.h"
 #include "lib/base/limits.h"
+#include "lib/base/xxh3.h"
 #include "server/cold/cold_segment.h"
 #include "server/cold/cold_segment_format.h"
 
@@ -17,23 +19,74 @@
 struct cold_segment;
 struct cold_file;
 
-/* A record in a file. One that nobody needs any more stays listed until its bytes are erased. */
-struct kvd_cold_record {
-    LIST_ENTRY(kvd_cold_record) link;
-    struct cold_file *file; /* borrowed: lives while a record is listed there */
-    uint64_t offset;
-    struct kvd_record_header header;
-    bool is_forgotten;
-    bool is_punching;
+/* What of the work on a file one turn does at most, in records: some 100 us (SEMANTICS.md 18). */
+#define KVD_COLD_TURN_RECORDS 64
+
+/* Files that one turn looks at for something to reclaim. */
+#define KVD_COLD_TURN_FILES 64
+
+/* A record is listed in its file by what it is. */
+enum cold_record_state {
+    COLD_RECORD_NOWHERE,  /* in no file: on its way to one */
+    COLD_RECORD_LIVE,     /* somebody needs it */
+    COLD_RECORD_MOVING,   /* the same, and a copy is being made */
+    COLD_RECORD_DEAD,     /* nobody does, and its bytes are still there */
+    COLD_RECORD_PUNCHING, /* the same, and they are being erased */
+    COLD_RECORD_STATE_COUNT,
 };
 
-LIST_HEAD(cold_record_list, kvd_cold_record);
+/*
+ * A record in a file. There may be millions: it holds what it takes to find and to know it, and
+ * hashes are read with the rest. One that nobody needs stays listed until its bytes are erased.
+ */
+struct kvd_cold_record {
+    TAILQ_ENTRY(kvd_cold_record) link;
+    struct kvd_cold_id id;
+    uint64_t sequence;
+    uint32_t tenant_id;
+    uint32_t place;      /* its file's slot and its first block there: record_place() */
+    uint32_t head_bytes; /* these as in struct kvd_record_header */
+    uint32_t body_bytes;
+    union {
+        uint32_t raw_bytes;
+        uint32_t dead_epoch; /* of one that is dead: cold->epoch when it was forgotten */
+    };
+    uint8_t type;
+    uint8_t flags;
+    uint8_t state; /* enum cold_record_state */
+};
+
+_Static_assert(sizeof(struct kvd_cold_record) == 64, "a record takes one cache line");
+_Static_assert(KVARN_COLD_BODY_BYTES_MAX <= UINT32_MAX, "sizes of bodies have 32 bits");
+
+/* Bits of a place that say the block. */
+#define COLD_PLACE_BLOCK_BITS 20
+
+_Static_assert(KVARN_COLD_SEGMENT_BYTES_MAX / KVD_SEGMENT_BLOCK <= 1u << COLD_PLACE_BLOCK_BITS &&
+                   KVARN_COLD_SEGMENTS_MAX <= 1u << (32 - COLD_PLACE_BLOCK_BITS),
+    "a place has 32 bits");
+
+TAILQ_HEAD(cold_record_list, kvd_cold_record);
+
+/*
+ * The index of a segment that takes records, as it will be written: entries side by side in chunks,
+ * charged, and their hash so far. Sealing then costs a few stretches more, however many there are.
+ */
+struct cold_index {
+    uint8_t **chunks; /* owned, as all they point to; of COLD_INDEX_CHUNK_BYTES each */
+    uint32_t chunk_count, chunk_room;
+    uint64_t count;     /* entries */
+    XXH3_state_t *hash; /* owned; NULL: no entry yet */
+};
+
+#define COLD_INDEX_CHUNK_ENTRIES 630
+#define COLD_INDEX_CHUNK_BYTES   (COLD_INDEX_CHUNK_ENTRIES * KVD_INDEX_ENTRY_BYTES)
 
 enum cold_file_state {
     COLD_FILE_ACTIVE,      /* takes records */
     COLD_FILE_SEALED,      /* takes none; indexed, or as recovery found it */
     COLD_FILE_QUARANTINED, /* failed a write or a sync: only read, then removed */
-    COLD_FILE_GOING,       /* nothing live in it: being removed */
+    COLD_FILE_GOING,       /* nothing live in it: being removed, or gone, its records to be freed */
 };
 
 /* One segment. */
@@ -50,11 +103,11 @@ struct cold_file {
     uint64_t dead_bytes; /* records forgotten and not erased */
     uint32_t ordinal_next;
     uint32_t durable_ordinal;
-    uint32_t readers; /* gets and copies in flight */
-    struct cold_record_list records;
-    uint8_t *index; /* owned: entries, while it is active */
-    uint64_t index_bytes;
-    uint64_t index_room;
+    uint32_t readers;                                         /* gets and copies in flight */
+    uint32_t slot;                                            /* of cold->slots */
+    uint32_t dead_epoch;                                      /* of the record forgotten last */
+    struct cold_record_list records[COLD_RECORD_STATE_COUNT]; /* owned; in the file's order */
+    struct cold_index index;                                  /* entries, while it is active */
     bool is_stuck;       /* a record here cannot be moved: it is damaged */
     bool is_suspect;     /* of recovery: it may have lost a tombstone */
     bool is_unremovable; /* its name could not be removed for good */
@@ -80,6 +133,8 @@ struct cold_write {
     size_t buffer_bytes; /* charged */
     uint64_t file_bytes;
     uint64_t compress_ns;
+    uint32_t epoch; /* of a put: cold->epoch when it came */
+    int err;        /* once it is finished */
     bool is_barrier;
     bool is_compressing;
 };
@@ -104,7 +159,17 @@ struct cold_subject {
 };
 
 LIST_HEAD(cold_subject_list, cold_subject);
-#define COLD_SUBJECT_BUCKETS 4096
+
+/* The table of subjects grows by chunks of buckets, a bucket with each new subject. */
+#define COLD_SUBJECT_CHUNK_BUCKETS 4096u
+#define COLD_SUBJECT_CHUNKS_MAX    256u
+
+/*
+ * Who wants room in a segment. Ordinary puts leave the last eighth of each segment alone, and room
+ * for a whole one besides: for what must not wait, and for copies, without which no space would
+ * come back. What must not wait leaves half of the last segment to the copies.
+ */
+enum cold_need { COLD_NEED_ORDINARY, COLD_NEED_BARRIER, COLD_NEED_COPY };
 
 struct cold_segment {
     struct kvd_cold base;
@@ -120,14 +185,36 @@ struct cold_segment {
     struct cold_file *next;      /* borrowed: made while the active one fills up */
     uint64_t number_next;
     uint64_t sequence_next;
-    struct cold_subject_list subjects[COLD_SUBJECT_BUCKETS];
+    struct cold_file *slots[KVARN_COLD_SEGMENTS_MAX]; /* borrowed; of listed and gone ones */
+    uint16_t free_slots[KVARN_COLD_SEGMENTS_MAX];     /* a stack */
+    uint32_t free_slot_count;
+    uint32_t file_count;        /* of `files` */
+    uint64_t used_bytes;        /* of `files` and of the one that is being made */
+    struct cold_file_list gone; /* removed; their records are freed some a turn */
 
-    struct cold_write_queue ready;   /* hashed, not written */
-    struct cold_write_queue writing; /* in the write in flight */
-    struct cold_write_queue written; /* not synced */
-    struct cold_write_queue syncing; /* in the sync in flight */
-    uint64_t preparing;              /* jobs in flight */
-    uint64_t written_bytes;          /* of `written` */
+    struct cold_subject_list *subjects[COLD_SUBJECT_CHUNKS_MAX]; /* owned chunks */
+    uint64_t subject_count;
+    uint32_t bucket_count;
+
+    struct cold_write_queue ready;    /* hashed, not written */
+    struct cold_write_queue writing;  /* in the write in flight */
+    struct cold_write_queue written;  /* not synced */
+    struct cold_write_queue syncing;  /* in the sync in flight */
+    struct cold_write_queue finished; /* durable or failed; their owners are told some a turn */
+    /*
+     * What is forgotten is erased when all that was put by then is durable: the map that names a
+     * page no more may be on its way. Puts and forgotten records count by epochs; those before
+     * epoch - 1 have no put in flight.
+     */
+    uint32_t epoch;
+    uint32_t dead_epoch;    /* of the record forgotten last */
+    uint64_t epoch_puts[2]; /* in flight, by the epoch's last bit */
+    uint64_t preparing;     /* jobs in flight */
+    uint64_t ready_count;   /* of `ready` */
+    uint64_t shed_left;     /* of `ready`: to be shed, or kept, from the first on */
+    int shed_err;
+    uint64_t written_bytes;    /* of `written` */
+    uint64_t written_barriers; /* of `written` */
     struct kvd_file_op write_op;
     struct kvd_file_op sync_op;
     struct iovec *write_vecs; /* owned: KVD_FILE_VECS_MAX */
@@ -145,21 +232,30 @@ struct cold_segment {
     struct cold_file *making;      /* owned until it is listed */
     struct cold_file *sealing;     /* borrowed */
     struct cold_file *reclaiming;  /* borrowed */
-    struct iovec make_vec, seal_vec;
+    struct iovec make_vec;
     uint8_t *make_block; /* owned: headers */
-    uint8_t *seal_block; /* owned: index and footer */
+    uint8_t *seal_block; /* owned: what is before and behind the entries of the index */
     char make_path[KVARN_COLD_PATH_MAX + 32];
     char make_path_to[KVARN_COLD_PATH_MAX + 32];
     char reclaim_path[KVARN_COLD_PATH_MAX + 32];
-    bool has_no_punch; /* the file system cannot */
+    bool has_no_punch;            /* the file system cannot */
+    uint64_t punch_after_ns;      /* a punch failed: none before this */
+    struct cold_file *scan_file;  /* borrowed: looked at next for something to reclaim */
+    uint32_t scan_left;           /* files to look at */
+    struct kvd_timer *wake_timer; /* owned: for what waits for a time */
 
     struct cold_file *moving_from; /* being rewritten; borrowed */
-    bool is_copying;               /* a record of it is on its way */
+    uint32_t copies;               /* on their way */
+    uint64_t copy_bytes;           /* of these */
+    uint64_t move_after_ns;        /* a copy failed: none before this */
 
     uint64_t rest_until_ns; /* ordinary puts are refused until then */
     int rest_err;
-    unsigned gets;       /* in flight */
-    uint64_t sync_bytes; /* written and not synced at which a sync starts */
+    bool is_full;         /* the limit leaves no room for ordinary puts */
+    uint64_t full_bytes;  /* of what was refused last */
+    uint64_t full_log_ns; /* when that was logged */
+    unsigned gets;        /* in flight */
+    uint64_t sync_bytes;  /* written and not synced at which a sync starts */
     struct kvd_cold_stats stats;
 
     bool is_closing;
@@ -182,13 +278,11 @@ void kvd_segment_pump(struct cold_segment *cold);
 /* The same in the next turn, so that nothing is called back from inside a put. */
 void kvd_segment_pump_soon(struct cold_segment *cold);
 
-/* A record of a file, listed there and charged. NULL without memory. */
-struct kvd_cold_record *kvd_segment_record_create(struct cold_segment *cold);
-void kvd_segment_record_destroy(struct cold_segment *cold, struct kvd_cold_record *record);
-/* Nobody needs it any more; it stays listed while its bytes may be found. */
-void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record);
-void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *record,
-    struct cold_file *file, uint64_t offset);
+/* Go on in the next turn: nothing new happened. */
+void kvd_segment_pump_again(struct cold_segment *cold);
+
+/* Pump at a time to come, for what rests until then. */
+void kvd_segment_wake_at(struct cold_segment *cold, uint64_t at_ns);
 
 /* Run ops[0 .. count) of the task one by one; an open's descriptor is the later ones'. */
 void kvd_segment_task_run(struct cold_segment *cold, struct cold_task *task, unsigned count,
@@ -198,11 +292,82 @@ void kvd_segment_task_run(struct cold_segment *cold, struct cold_task *task, uns
 void kvd_segment_path(const struct cold_segment *cold, uint64_t number, const char *suffix,
     char *dst, size_t dst_bytes);
 
-/* Bytes of the file system that all segments take. */
-uint64_t kvd_segment_used_bytes(const struct cold_segment *cold);
-
-/* Refuse ordinary puts for a while. */
+/* Refuse ordinary puts for a while: something failed. */
 void kvd_segment_rest(struct cold_segment *cold, int err);
+
+/* Note that the limit leaves no room for so many bytes: puts are refused until it does. */
+void kvd_segment_fill_up(struct cold_segment *cold, uint64_t file_bytes);
+
+/* An allocation that is charged, zeroed; NULL without memory. Freed with the same size. */
+void *kvd_segment_alloc(struct cold_segment *cold, size_t bytes);
+void kvd_segment_free(struct cold_segment *cold, void *memory, size_t bytes); /* accepts NULL */
+
+/* cold_segment_record.c */
+
+/* A record in no file, charged. NULL without memory. */
+struct kvd_cold_record *kvd_segment_record_create(struct cold_segment *cold);
+
+/* Take it out of its file, if it is in one, and free it. NULL ok. */
+void kvd_segment_record_destroy(struct cold_segment *cold, struct kvd_cold_record *record);
+
+/* Take over what a header says of a record that is in no file. */
+void kvd_segment_record_describe(
+    struct kvd_cold_record *record, const struct kvd_record_header *header);
+
+/* It lies in a file from now on, live. */
+void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *record,
+    struct cold_file *file, uint64_t offset);
+
+/* Nobody needs it any more; it stays listed while its bytes may be found. */
+void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record);
+
+/* From LIVE to MOVING, from DEAD to PUNCHING, or back: then it is first in its list. */
+void kvd_segment_record_set(
+    struct cold_segment *cold, struct kvd_cold_record *record, enum cold_record_state state);
+
+/* Exchange the places of two records of one size; what they are otherwise stays with them. */
+void kvd_segment_record_swap(
+    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *b);
+
+/* What is known of its header: all but ordinals and hashes, which are 0. */
+struct kvd_record_header kvd_segment_record_header(const struct kvd_cold_record *record);
+
+/* Its bytes in the file. */
+uint64_t kvd_segment_record_bytes(const struct kvd_cold_record *record);
+
+static inline struct cold_file *kvd_segment_record_file(
+    const struct cold_segment *cold, const struct kvd_cold_record *record)
+{
+    KVARN_ASSERT(record->state != COLD_RECORD_NOWHERE);
+    return cold->slots[record->place >> COLD_PLACE_BLOCK_BITS];
+}
+
+static inline uint64_t kvd_segment_record_offset(const struct kvd_cold_record *record)
+{
+    return (record->place & ((1u << COLD_PLACE_BLOCK_BITS) - 1)) * (uint64_t)KVD_SEGMENT_BLOCK;
+}
+
+static inline bool kvd_segment_record_is_dead(const struct kvd_cold_record *record)
+{
+    return record->state >= COLD_RECORD_DEAD;
+}
+
+/* cold_segment_index.c */
+
+/* Note a record. Returns 0 or KVARN_ENOMEM. */
+int kvd_segment_index_add(struct cold_segment *cold, struct cold_file *file,
+    const struct kvd_record_header *header, uint64_t offset) KVARN_MUST_CHECK;
+
+/* Let go of all entries. */
+void kvd_segment_index_fini(struct cold_segment *cold, struct cold_index *index);
+
+/*
+ * Index and footer of a file that has records up to `end`, as stretches in cold->write_vecs, which
+ * borrow from the index and from *ret_block, the caller's to free. Returns their number and bytes;
+ * 0 without memory.
+ */
+unsigned kvd_segment_index_vecs(struct cold_segment *cold, const struct cold_file *file,
+    uint8_t **ret_block, uint64_t *ret_bytes);
 
 /* cold_segment_write.c */
 
@@ -218,8 +383,15 @@ int kvd_segment_put_clean(struct cold_segment *cold) KVARN_MUST_CHECK;
 /* Start the write, the sync or the new segment that is due. */
 void kvd_segment_write_pump(struct cold_segment *cold);
 
-/* No segment has room for what came first, and none can be made: shed what may be shed. */
+/*
+ * No new segment can be made: what is queued now fails in the next turns, but for what must not
+ * wait and fits where it may go.
+ */
 void kvd_segment_write_shed(struct cold_segment *cold, int err);
+
+/* Whether there is a segment with room for so many bytes, or one may be made. */
+bool kvd_segment_has_place(
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need);
 
 /* Nothing is queued, written or synced. */
 bool kvd_segment_write_is_idle(const struct cold_segment *cold);
@@ -227,12 +399,13 @@ bool kvd_segment_write_is_idle(const struct cold_segment *cold);
 /* A segment failed: it is quarantined, and whatever in it is not durable counts as lost. */
 void kvd_segment_file_fail(struct cold_segment *cold, struct cold_file *file, int err);
 
-/* A write that came to its end, well or not: tell, free. */
-void kvd_segment_write_finish(struct cold_write *write, int err);
-
 /* cold_segment_file.c */
 
-/* Start making a new segment; kvd_segment_file_made() when it is there. */
+/* A file in no list, charged, that has a slot. NULL: no memory, or no slot. */
+struct cold_file *kvd_segment_file_create(struct cold_segment *cold);
+void kvd_segment_file_destroy(struct cold_segment *cold, struct cold_file *file); /* accepts NULL */
+
+/* Start making a new segment, of the size that the limit leaves. On failure it rests. */
 void kvd_segment_file_make(struct cold_segment *cold);
 
 /* Start sealing the active one, which gets no more records. Nothing may be in flight to it. */
@@ -240,30 +413,32 @@ void kvd_segment_file_seal(struct cold_segment *cold);
 
 /* Whether an empty segment would hold a record of so many bytes. */
 bool kvd_segment_file_fits(
-    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve);
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need);
 
-/* Room in the active segment for one more record of so many bytes. */
-bool kvd_segment_file_has_room(
-    const struct cold_segment *cold, uint64_t file_bytes, bool may_use_reserve);
+/* Room in a segment that takes records, NULL ok, for one more of so many bytes. */
+bool kvd_segment_file_has_room(const struct cold_segment *cold, const struct cold_file *file,
+    uint64_t file_bytes, enum cold_need need);
 
 /* Whether the limit lets another segment be made. */
-bool kvd_segment_file_may_make(const struct cold_segment *cold, bool may_use_reserve);
+bool kvd_segment_file_may_make(
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need);
+
+/* Bytes that a file takes. */
+static inline uint64_t kvd_segment_file_taken(const struct cold_file *file)
+{
+    return file->size_bytes - file->hole_bytes;
+}
+
+/* Bytes that the limit leaves. */
+static inline uint64_t kvd_segment_free_bytes(const struct cold_segment *cold)
+{
+    uint64_t limit = cold->options.limit_bytes;
+
+    return cold->used_bytes < limit ? limit - cold->used_bytes : 0;
+}
 
 /* It failed: never write or sync it again. */
 void kvd_segment_file_quarantine(struct cold_segment *cold, struct cold_file *file, int err);
-
-/* Note a record in the index of an active segment. Returns 0 or KVARN_ENOMEM. */
-int kvd_segment_file_index_add(struct cold_file *file, const struct kvd_record_header *header,
-    uint64_t offset) KVARN_MUST_CHECK;
-
-/*
- * Index and footer of a segment whose entries are `index`, for a file that has records up to `end`.
- * Returns their bytes, owned by the caller, and their length; NULL without memory.
- */
-uint8_t *kvd_segment_file_index_build(
-    const struct cold_segment *cold, const struct cold_file *file, uint64_t *ret_bytes);
-
-void kvd_segment_file_destroy(struct cold_file *file);
 
 /* cold_segment_read.c */
 
@@ -282,14 +457,32 @@ void kvd_segment_reclaim_pump(struct cold_segment *cold);
 /* A copy is durable, or failed. */
 void kvd_segment_copy_done(struct cold_write *write, int err);
 
+/* Something changed: all files are worth a look. */
+void kvd_segment_reclaim_note(struct cold_segment *cold);
+
+/* As kvd_cold_ops.wanted. */
+uint64_t kvd_segment_wanted(const struct kvd_cold *cold);
+
+/* cold_segment_move.c */
+
+/* Start the copies of live records that are due, if any. */
+void kvd_segment_move_pump(struct cold_segment *cold);
+
+/* Whether a file is worth rewriting now. */
+bool kvd_segment_move_is_worth(const struct cold_segment *cold, const struct cold_file *file);
+
 /* cold_segment_subject.c */
+
+/* Returns 0 or KVARN_ENOMEM. */
+int kvd_segment_subjects_init(struct cold_segment *cold) KVARN_MUST_CHECK;
 
 /* A record may be found by recovery from now on. Returns 0 or KVARN_ENOMEM. */
 int kvd_segment_subject_add(
     struct cold_segment *cold, const struct kvd_record_header *header) KVARN_MUST_CHECK;
 
 /* It cannot any more: its bytes are erased, and that is durable. */
-void kvd_segment_subject_erased(struct cold_segment *cold, const struct kvd_record_header *header);
+void kvd_segment_subject_erased(
+    struct cold_segment *cold, uint8_t type, const struct kvd_cold_id *id);
 
 /* A tombstone is durable: keep it while its subject may be found. */
 void kvd_segment_subject_bury(struct cold_segment *cold, struct kvd_cold_record *tombstone);

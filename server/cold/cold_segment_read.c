@@ -17,6 +17,7 @@ struct cold_read {
     struct cold_segment *cold; /* borrowed */
     struct kvd_cold_get *get;  /* borrowed */
     struct cold_file *file;    /* borrowed; counts as a reader */
+    uint64_t salt;             /* of the file */
     struct kvd_record_header header;
     uint64_t offset; /* of the copy that is read */
     struct kvd_file_op op;
@@ -24,6 +25,7 @@ struct cold_read {
     unsigned vec_count;
     uint8_t *meta; /* owned: header and head */
     size_t meta_bytes;
+    size_t charged_bytes;
     uint8_t *packed; /* owned: a compressed body; NULL: the body goes where it is wanted */
     bool is_second;  /* the second copy is tried */
     int err;
@@ -62,7 +64,7 @@ static bool is_same_record(const struct kvd_record_header *a, const struct kvd_r
     return a->type == b->type && a->id.hi == b->id.hi && a->id.lo == b->id.lo &&
            a->sequence == b->sequence && a->tenant_id == b->tenant_id && a->flags == b->flags &&
            a->head_bytes == b->head_bytes && a->body_bytes == b->body_bytes &&
-           a->raw_bytes == b->raw_bytes && a->body_hash == b->body_hash;
+           a->raw_bytes == b->raw_bytes;
 }
 
 static int verify(struct cold_read *read)
@@ -70,7 +72,7 @@ static int verify(struct cold_read *read)
     struct kvd_record_header found;
     XXH3_state_t state;
 
-    if (kvd_record_header_decode(read->meta, read->file->salt, &found) != 0 ||
+    if (kvd_record_header_decode(read->meta, read->salt, &found) != 0 ||
         !is_same_record(&found, &read->header) ||
         XXH3_64bits(read->meta + KVD_RECORD_HEADER_BYTES, found.head_bytes) != found.head_hash) {
         return KVARN_ECORRUPT;
@@ -96,54 +98,55 @@ static void verify_run(struct kvd_job *job, void *scratch)
     read->err = verify(read);
 }
 
-static size_t read_charge(const struct cold_read *read)
-{
-    return sizeof(*read) + read->meta_bytes + read->vec_count * sizeof(*read->vecs) +
-           (read->packed != NULL ? read->header.body_bytes : 0);
-}
-
 static void read_free(struct cold_read *read)
 {
-    kvd_budget_release(read->cold->budget, KVD_BUDGET_COLD, read_charge(read));
+    kvd_budget_release(read->cold->budget, KVD_BUDGET_COLD, read->charged_bytes);
     free(read->meta);
     free(read->vecs);
     free(read->packed);
     free(read);
 }
 
-/* Where header, head and body go; the file may not lose a byte until it is done. Returns NULL
- * without memory. */
+/*
+ * Where header, head and body go; the file may not lose a byte until it is done. Returns NULL
+ * without memory.
+ */
 static struct cold_read *read_create(struct cold_segment *cold, struct kvd_cold_get *get)
 {
     const struct kvd_cold_record *record = get->record;
-    bool is_packed = get->vecs != NULL && (record->header.flags & KVD_RECORD_ZSTD) != 0;
-    struct cold_read *read = calloc(1, sizeof(*read));
+    bool is_packed = get->vecs != NULL && (record->flags & KVD_RECORD_ZSTD) != 0;
+    size_t meta_bytes = (size_t)kvd_record_body_offset(record->head_bytes);
+    unsigned vec_count = 1 + (is_packed ? 1 : get->vecs != NULL ? get->vec_count : 0);
+    size_t charge = sizeof(struct cold_read) + meta_bytes + vec_count * sizeof(struct iovec) +
+                    (is_packed ? record->body_bytes : 0);
 
+    if (kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, charge) != 0) {
+        return NULL;
+    }
+    struct cold_read *read = calloc(1, sizeof(*read));
     if (read == NULL) {
+        kvd_budget_release(cold->budget, KVD_BUDGET_COLD, charge);
         return NULL;
     }
     read->cold = cold;
     read->get = get;
-    read->file = record->file;
-    read->header = record->header;
-    read->offset = record->offset;
-    read->meta_bytes = (size_t)kvd_record_body_offset(record->header.head_bytes);
-    read->vec_count = 1 + (is_packed ? 1 : get->vecs != NULL ? get->vec_count : 0);
-    read->meta = malloc(read->meta_bytes);
-    read->vecs = calloc(read->vec_count, sizeof(*read->vecs));
-    read->packed = is_packed ? malloc(record->header.body_bytes) : NULL;
-    bool has_memory =
-        read->meta != NULL && read->vecs != NULL && (!is_packed || read->packed != NULL);
-    if (!has_memory || kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, read_charge(read)) != 0) {
-        free(read->meta);
-        free(read->vecs);
-        free(read->packed);
-        free(read);
+    read->file = kvd_segment_record_file(cold, record);
+    read->salt = read->file->salt;
+    read->charged_bytes = charge;
+    read->header = kvd_segment_record_header(record);
+    read->offset = kvd_segment_record_offset(record);
+    read->meta_bytes = meta_bytes;
+    read->vec_count = vec_count;
+    read->meta = malloc(meta_bytes);
+    read->vecs = calloc(vec_count, sizeof(*read->vecs));
+    read->packed = is_packed ? malloc(record->body_bytes) : NULL;
+    if (read->meta == NULL || read->vecs == NULL || (is_packed && read->packed == NULL)) {
+        read_free(read);
         return NULL;
     }
     read->vecs[0] = (struct iovec){read->meta, read->meta_bytes};
     if (is_packed) {
-        read->vecs[1] = (struct iovec){read->packed, record->header.body_bytes};
+        read->vecs[1] = (struct iovec){read->packed, record->body_bytes};
     } else if (get->vecs != NULL) {
         memcpy(read->vecs + 1, get->vecs, get->vec_count * sizeof(*read->vecs));
     }
@@ -259,11 +262,12 @@ static void get_check(const struct kvd_cold_get *get)
 {
     uint64_t bytes = 0;
 
-    KVARN_ASSERT(get->record->file != NULL && !get->record->is_forgotten);
+    KVARN_ASSERT(
+        get->record->state == COLD_RECORD_LIVE || get->record->state == COLD_RECORD_MOVING);
     for (unsigned i = 0; i < get->vec_count; i++) {
         bytes += get->vecs[i].iov_len;
     }
-    KVARN_ASSERT(get->vecs == NULL || bytes == get->record->header.raw_bytes);
+    KVARN_ASSERT(get->vecs == NULL || bytes == get->record->raw_bytes);
     KVARN_ASSERT(get->vec_count + 1 <= KVD_FILE_VECS_MAX);
 }
 

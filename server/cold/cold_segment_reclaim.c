@@ -1,27 +1,27 @@
 /*
- * Space comes back: records that nobody needs are punched out, files without live ones removed,
- * those below half live rewritten.
+ * Space comes back: records that nobody needs are punched out, files without live ones removed.
  *
- * Owner: cold_segment.c. Thread: loop only, but for check_run() on a worker.
+ * Owner: cold_segment.c. Thread: loop only.
  *
- * A rewrite copies each live record with the sequence that it has, so that recovery ranks both
- * copies alike, and the old file goes only when it holds nothing live: nothing is lost, and what is
- * older stays older. What is erased counts as erased once that is durable.
+ * What is erased counts as erased once that is durable. A turn looks at some files and frees some
+ * records, and the next one goes on (SEMANTICS.md 18): each record is looked at once for what
+ * becomes of it, however many there are.
  */
-#include "lib/base/xxh3.h"
-#include <stdlib.h>
-#include <string.h>
+#include <inttypes.h>
 
 #include "lib/base/assert.h"
 #include "server/base/kill_point.h"
+#include "server/base/log.h"
 #include "server/cold/cold_segment_impl.h"
-#include "server/cold/cold_segment_scan.h"
 
-/* Dead bytes that wait before a punch is made while puts are coming in. */
+/* Dead bytes that wait before a punch is made while puts are coming in: at most, and by segment. */
 #define PUNCH_BYTES_MIN (UINT64_C(4) << 20)
 
-/* Records of one punch; its last step is the sync. */
-#define PUNCH_RECORDS_MAX (KVD_COLD_TASK_STEPS_MAX - 1)
+/* Stretches of one punch; its last step is the sync. */
+#define PUNCH_STRETCHES_MAX (KVD_COLD_TASK_STEPS_MAX - 1)
+
+/* A punch that failed is tried again after this. */
+#define PUNCH_PAUSE_NS UINT64_C(1000000000)
 
 void kvd_segment_forget(struct kvd_cold *base, struct kvd_cold_record *record)
 {
@@ -36,42 +36,88 @@ void kvd_segment_forget(struct kvd_cold *base, struct kvd_cold_record *record)
     }
 }
 
+void kvd_segment_reclaim_note(struct cold_segment *cold)
+{
+    cold->scan_left = cold->file_count;
+}
+
+/* Go on to the next epoch where something forgotten waits for it and no put of the last is left. */
+static void epoch_pump(struct cold_segment *cold)
+{
+    while (cold->epoch - cold->dead_epoch < 2 && cold->epoch_puts[(cold->epoch - 1) & 1] == 0) {
+        cold->epoch++;
+        kvd_segment_reclaim_note(cold);
+    }
+}
+
+/* All that was put before the end of an epoch is durable, or failed. */
+static bool is_past(const struct cold_segment *cold, uint32_t epoch)
+{
+    return (int32_t)(cold->epoch - epoch) >= 2;
+}
+
 /* A record's bytes are erased for good. */
 static void record_erased(struct cold_segment *cold, struct kvd_cold_record *record)
 {
-    struct kvd_record_header header = record->header;
+    struct kvd_cold_id id = record->id;
+    uint8_t type = record->type;
 
     kvd_segment_record_destroy(cold, record);
-    kvd_segment_subject_erased(cold, &header);
+    kvd_segment_subject_erased(cold, type, &id);
 }
 
 /* Punching. */
+
+/* The file system cannot, or it failed and is asked again in a while. */
+static void punch_failed(struct cold_segment *cold, const struct cold_file *file, int err)
+{
+    cold->has_no_punch = err == KVARN_EUNSUPPORTED; /* rewrites and removals are left */
+    cold->punch_after_ns = cold->io->ops->now_ns(cold->io) + PUNCH_PAUSE_NS;
+    kvd_log(KVD_LOG_WARN, "cold_punch_failed", "segment=%" PRIu64 " error=%s: %s", file->number,
+        kvarn_err_label(err), cold->has_no_punch ? "never again" : "tried again");
+}
 
 static void punch_done(struct cold_task *task, int err)
 {
     struct cold_segment *cold = task->cold;
     struct cold_file *file = cold->reclaiming;
     struct kvd_cold_record *record;
-    struct kvd_cold_record *next;
 
     cold->reclaiming = NULL;
     kvd_kill_point("cold_punched");
     if (err != 0 && task->idx < task->count - 1) {
-        cold->has_no_punch = true; /* the file system cannot: rewrites and removals are left */
+        punch_failed(cold, file, err);
     } else if (err != 0) {
         kvd_segment_file_fail(cold, file, err); /* its sync failed */
     }
-    LIST_FOREACH_SAFE(record, &file->records, link, next)
-    {
-        if (!record->is_punching) {
+    while ((record = TAILQ_FIRST(&file->records[COLD_RECORD_PUNCHING])) != NULL) {
+        if (err != 0) {
+            kvd_segment_record_set(cold, record, COLD_RECORD_DEAD);
             continue;
         }
-        record->is_punching = false;
-        if (err == 0) {
-            file->hole_bytes += kvd_record_file_bytes(&record->header);
-            record_erased(cold, record);
-        }
+        uint64_t bytes = kvd_segment_record_bytes(record);
+        file->hole_bytes += bytes;
+        cold->used_bytes -= bytes;
+        record_erased(cold, record);
     }
+}
+
+/* Let a stretch grow by a record that lies right before or behind it. */
+static bool stretch_takes(
+    struct kvd_file_op *op, const struct kvd_cold_record *record, uint64_t bytes)
+{
+    uint64_t offset = kvd_segment_record_offset(record);
+
+    if (offset == op->offset + op->bytes) {
+        op->bytes += bytes;
+        return true;
+    }
+    if (offset + bytes == op->offset) {
+        op->offset = offset;
+        op->bytes += bytes;
+        return true;
+    }
+    return false;
 }
 
 static void punch_start(struct cold_segment *cold, struct cold_file *file)
@@ -80,19 +126,21 @@ static void punch_start(struct cold_segment *cold, struct cold_file *file)
     struct kvd_cold_record *record;
     unsigned count = 0;
 
-    LIST_FOREACH(record, &file->records, link)
-    {
-        if (!record->is_forgotten) {
-            continue;
+    for (unsigned i = 0; i < KVD_COLD_TURN_RECORDS &&
+                         (record = TAILQ_FIRST(&file->records[COLD_RECORD_DEAD])) != NULL &&
+                         is_past(cold, record->dead_epoch);
+         i++) {
+        uint64_t bytes = kvd_segment_record_bytes(record);
+        if (count == 0 || !stretch_takes(&ops[count - 1], record, bytes)) {
+            if (count == PUNCH_STRETCHES_MAX) {
+                break;
+            }
+            ops[count++] = (struct kvd_file_op){.verb = KVD_FILE_PUNCH,
+                .fd = file->fd,
+                .offset = kvd_segment_record_offset(record),
+                .bytes = bytes};
         }
-        record->is_punching = true;
-        ops[count++] = (struct kvd_file_op){.verb = KVD_FILE_PUNCH,
-            .fd = file->fd,
-            .offset = record->offset,
-            .bytes = kvd_record_file_bytes(&record->header)};
-        if (count == PUNCH_RECORDS_MAX) {
-            break;
-        }
+        kvd_segment_record_set(cold, record, COLD_RECORD_PUNCHING);
     }
     KVARN_ASSERT(count > 0);
     ops[count++] = (struct kvd_file_op){.verb = KVD_FILE_SYNC, .fd = file->fd};
@@ -114,14 +162,36 @@ static void remove_done(struct cold_task *task, int err)
         file->is_unremovable = true;
         return;
     }
-    TAILQ_REMOVE(&cold->files, file, link);
-    while (!LIST_EMPTY(&file->records)) {
-        struct kvd_cold_record *record = LIST_FIRST(&file->records);
-        struct kvd_record_header header = record->header;
-        kvd_segment_record_destroy(cold, record);
-        kvd_segment_subject_erased(cold, &header);
+    if (cold->scan_file == file) {
+        cold->scan_file = TAILQ_NEXT(file, link);
     }
-    kvd_segment_file_destroy(file);
+    TAILQ_REMOVE(&cold->files, file, link);
+    cold->file_count--;
+    cold->used_bytes -= kvd_segment_file_taken(file);
+    file->fd = -1;
+    TAILQ_INSERT_TAIL(&cold->gone, file, link);
+}
+
+/* Free some records of files that are gone. */
+static void gone_drain(struct cold_segment *cold)
+{
+    struct cold_file *file = TAILQ_FIRST(&cold->gone);
+
+    if (file == NULL) {
+        return;
+    }
+    for (unsigned i = 0; i < KVD_COLD_TURN_RECORDS; i++) {
+        struct kvd_cold_record *record = TAILQ_FIRST(&file->records[COLD_RECORD_DEAD]);
+        if (record == NULL) {
+            TAILQ_REMOVE(&cold->gone, file, link);
+            kvd_segment_file_destroy(cold, file);
+            break;
+        }
+        record_erased(cold, record);
+    }
+    if (!TAILQ_EMPTY(&cold->gone)) {
+        kvd_segment_pump_again(cold);
+    }
 }
 
 static void remove_start(struct cold_segment *cold, struct cold_file *file)
@@ -141,284 +211,109 @@ static void remove_start(struct cold_segment *cold, struct cold_file *file)
     kvd_segment_task_run(cold, &cold->reclaim_task, 3, remove_done);
 }
 
-/* Rewriting. */
+/* What is due. */
 
-/* A copy on its way: read, checked, then put to the queue of writes. */
-struct cold_copy {
-    struct kvd_job job;             /* first: the worker's handle */
-    struct cold_segment *cold;      /* borrowed */
-    struct kvd_cold_record *record; /* borrowed; stays listed while file->readers counts us */
-    struct cold_file *file;         /* borrowed */
-    struct cold_write *write;       /* owned until it is queued */
-    struct kvd_file_op op;
-    struct iovec vec;
-    int err;
-};
-
-static void copy_write_free(struct cold_segment *cold, struct cold_write *write)
+static bool is_closed(const struct cold_file *file)
 {
-    kvd_segment_record_destroy(cold, write->record);
-    kvd_budget_release(cold->budget, KVD_BUDGET_COLD, sizeof(*write) + write->buffer_bytes);
-    free(write->buffer);
-    free(write);
+    return file->state == COLD_FILE_SEALED || file->state == COLD_FILE_QUARANTINED;
 }
 
-static void copy_fail(struct cold_copy *copy, int err)
+static bool is_removable(const struct cold_segment *cold, const struct cold_file *file)
 {
-    struct cold_segment *cold = copy->cold;
+    bool is_used = file->readers > 0 || file == cold->sealing ||
+                   (cold->is_writing && file == cold->writing_file) ||
+                   (cold->is_syncing && file == cold->syncing_file);
 
-    cold->stats.corrupt += err == KVARN_ECORRUPT ? 1 : 0;
-    copy->file->is_stuck = true; /* what cannot be read stays where it is until it is forgotten */
-    copy_write_free(cold, copy->write);
-    cold->is_copying = false;
-    cold->moving_from = NULL;
-    KVARN_ASSERT(copy->file->readers > 0);
-    copy->file->readers--;
-    free(copy);
-    kvd_segment_pump_soon(cold);
+    return is_closed(file) && !is_used && file->live_bytes == 0 && !file->is_unremovable &&
+           is_past(cold, file->dead_epoch);
 }
 
-static void check_run(struct kvd_job *job, void *scratch)
+static bool is_punchable(const struct cold_segment *cold, const struct cold_file *file)
 {
-    struct cold_copy *copy = (struct cold_copy *)(void *)job;
-    struct kvd_record_header found;
-    const struct kvd_record_header *header = &copy->write->header;
-    size_t copy_bytes = (size_t)kvd_record_copy_bytes(header->head_bytes, header->body_bytes);
+    uint64_t share = cold->options.segment_bytes / 16;
+    uint64_t worth = share < PUNCH_BYTES_MIN ? share : PUNCH_BYTES_MIN;
+    const struct kvd_cold_record *first = TAILQ_FIRST(&file->records[COLD_RECORD_DEAD]);
 
-    (void)scratch;
-    copy->err = kvd_record_check(copy->write->buffer, header, copy->file->salt, &found);
-    if (copy->err != 0 && (header->flags & KVD_RECORD_TWICE) != 0) {
-        memmove(copy->write->buffer, copy->write->buffer + copy_bytes, copy_bytes);
-        copy->err = kvd_record_check(copy->write->buffer, header, copy->file->salt, &found);
+    /* Never where records are still added: without an index a hole would look like damage. */
+    return file->state == COLD_FILE_SEALED && !cold->has_no_punch && file->readers == 0 &&
+           first != NULL && is_past(cold, first->dead_epoch) &&
+           cold->io->ops->now_ns(cold->io) >= cold->punch_after_ns &&
+           (file->dead_bytes >= worth || kvd_segment_write_is_idle(cold));
+}
+
+static void file_look(struct cold_segment *cold, struct cold_file *file)
+{
+    if (!cold->reclaim_task.is_running && is_removable(cold, file)) {
+        remove_start(cold, file);
+    } else if (!cold->reclaim_task.is_running && is_punchable(cold, file)) {
+        punch_start(cold, file);
+    } else if (cold->moving_from == NULL && kvd_segment_move_is_worth(cold, file)) {
+        cold->moving_from = file;
     }
 }
 
-static void check_done(struct kvd_job *job)
+static void files_scan(struct cold_segment *cold)
 {
-    struct cold_copy *copy = (struct cold_copy *)(void *)job;
-    struct cold_segment *cold = copy->cold;
-    struct cold_write *write = copy->write;
-
-    if (copy->err != 0) {
-        copy_fail(copy, copy->err);
-        return;
-    }
-    /* The buffer holds meta and body side by side; only the header is made anew. */
-    write->meta = write->buffer;
-    write->meta_bytes = (size_t)kvd_record_body_offset(write->header.head_bytes);
-    write->single = (struct iovec){write->buffer + write->meta_bytes, write->header.body_bytes};
-    write->vecs = &write->single;
-    write->vec_count = write->header.body_bytes > 0 ? 1 : 0;
-    cold->stats.queued_bytes += write->header.raw_bytes + write->meta_bytes;
-    kvd_segment_write_queue(cold, write);
-    free(copy); /* the reader goes when the copy is durable: until then the record stays listed */
-}
-
-static void copy_read_cb(struct kvd_file_op *op)
-{
-    struct cold_copy *copy = op->ctx;
-
-    if (op->result != (int64_t)copy->vec.iov_len) {
-        copy_fail(copy, op->result < 0 ? (int)op->result : KVARN_ECORRUPT);
-        return;
-    }
-    copy->job.run = check_run;
-    copy->job.done = check_done;
-    kvd_workers_submit(copy->cold->workers, &copy->job);
-}
-
-static struct cold_write *copy_write_create(
-    struct cold_segment *cold, struct kvd_cold_record *record)
-{
-    size_t bytes = (size_t)kvd_record_file_bytes(&record->header);
-    struct cold_write *write = calloc(1, sizeof(*write));
-    struct kvd_cold_record *ghost = kvd_segment_record_create(cold);
-    uint8_t *buffer = malloc(bytes);
-
-    if (write == NULL || ghost == NULL || buffer == NULL ||
-        kvd_budget_charge(cold->budget, KVD_BUDGET_COLD, sizeof(*write) + bytes) != 0) {
-        kvd_segment_record_destroy(cold, ghost);
-        free(write);
-        free(buffer);
-        return NULL;
-    }
-    write->cold = cold;
-    write->record = ghost;
-    write->copied = record;
-    write->header = record->header;
-    write->buffer = buffer;
-    write->buffer_bytes = bytes;
-    return write;
-}
-
-/* Move one live record of the file that is being rewritten. */
-static void copy_start(struct cold_segment *cold, struct kvd_cold_record *record)
-{
-    struct cold_copy *copy = calloc(1, sizeof(*copy));
-    struct cold_write *write = copy == NULL ? NULL : copy_write_create(cold, record);
-
-    if (write == NULL) {
-        free(copy);
-        cold->moving_from = NULL; /* without memory: another time */
-        return;
-    }
-    copy->cold = cold;
-    copy->record = record;
-    copy->file = record->file;
-    copy->write = write;
-    copy->vec = (struct iovec){write->buffer, write->buffer_bytes};
-    copy->op = (struct kvd_file_op){.verb = KVD_FILE_READ,
-        .fd = record->file->fd,
-        .vecs = &copy->vec,
-        .vec_count = 1,
-        .offset = record->offset,
-        .ctx = copy,
-        .done = copy_read_cb};
-    record->file->readers++;
-    cold->is_copying = true;
-    cold->io->ops->file_submit(cold->io, &copy->op);
-}
-
-/* Exchange the places of two records: each is listed and counted where the other was. */
-static void places_swap(
-    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *b)
-{
-    struct kvd_cold_record old = *a;
-    struct cold_file *b_file = b->file;
-
-    KVARN_ASSERT(kvd_record_file_bytes(&a->header) == kvd_record_file_bytes(&b->header));
-    (void)cold;
-    LIST_REMOVE(a, link);
-    LIST_REMOVE(b, link);
-    a->file = b_file;
-    a->offset = b->offset;
-    a->header = b->header;
-    b->file = old.file;
-    b->offset = old.offset;
-    b->header = old.header;
-    LIST_INSERT_HEAD(&a->file->records, a, link);
-    LIST_INSERT_HEAD(&b->file->records, b, link);
-    uint64_t bytes = kvd_record_file_bytes(&a->header);
-    if (a->is_forgotten != b->is_forgotten) {
-        struct cold_file *live = a->is_forgotten ? b->file : a->file;
-        struct cold_file *dead = a->is_forgotten ? a->file : b->file;
-        live->live_bytes += bytes;
-        live->dead_bytes -= bytes;
-        dead->live_bytes -= bytes;
-        dead->dead_bytes += bytes;
-    }
-}
-
-void kvd_segment_copy_done(struct cold_write *write, int err)
-{
-    struct cold_segment *cold = write->cold;
-    struct kvd_cold_record *ghost = write->record;
-    struct kvd_cold_record *record = write->copied;
-
-    kvd_kill_point("cold_moved");
-    KVARN_ASSERT(record->file->readers > 0);
-    record->file->readers--;
-    cold->is_copying = false;
-    write->meta = NULL; /* lies in the buffer */
-    write->meta_bytes = 0;
-    if (ghost->file == NULL) {
-        cold->moving_from = NULL; /* shed before it had a place */
-        return;
-    }
-    write->record = NULL;
-    kvd_segment_record_kill(cold, ghost);
-    if (err != 0) {
-        cold->moving_from = NULL;
-        return;
-    }
-    cold->stats.rewritten_bytes += write->file_bytes;
-    places_swap(cold, record, ghost); /* who holds the record finds it in its new place */
-}
-
-static struct kvd_cold_record *live_first(const struct cold_file *file)
-{
-    struct kvd_cold_record *record;
-
-    LIST_FOREACH(record, &file->records, link)
-    {
-        if (!record->is_forgotten) {
-            break;
+    for (unsigned i = 0; i < KVD_COLD_TURN_FILES && cold->scan_left > 0; i++) {
+        bool is_busy = cold->reclaim_task.is_running && cold->moving_from != NULL;
+        struct cold_file *file =
+            cold->scan_file != NULL ? cold->scan_file : TAILQ_FIRST(&cold->files);
+        if (file == NULL || is_busy) {
+            cold->scan_left = 0; /* what ends is an event, and all are looked at again */
+            return;
         }
+        cold->scan_file = TAILQ_NEXT(file, link);
+        cold->scan_left--;
+        file_look(cold, file);
     }
-    return record;
+    if (cold->scan_left > 0) {
+        kvd_segment_pump_again(cold);
+    }
 }
 
-/* A sealed file of which less than half is live, worth copying. */
-static struct cold_file *rewrite_pick(const struct cold_segment *cold)
+/* What rests until a time comes is looked at again then. */
+static void wake_plan(struct cold_segment *cold)
 {
-    struct cold_file *file;
+    const uint64_t times[] = {cold->punch_after_ns, cold->move_after_ns, cold->rest_until_ns};
+    uint64_t now_ns = cold->io->ops->now_ns(cold->io);
+    uint64_t first_ns = UINT64_MAX;
 
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        bool is_closed = file->state == COLD_FILE_SEALED || file->state == COLD_FILE_QUARANTINED;
-        if (is_closed && !file->is_stuck && file->live_bytes > 0 &&
-            file->live_bytes < file->size_bytes / 2) {
-            break;
-        }
+    for (unsigned i = 0; i < sizeof(times) / sizeof(times[0]); i++) {
+        bool is_next = times[i] > now_ns && times[i] < first_ns;
+        first_ns = is_next ? times[i] : first_ns;
     }
-    return file;
-}
-
-static void rewrite_pump(struct cold_segment *cold)
-{
-    bool is_resting = cold->io->ops->now_ns(cold->io) < cold->rest_until_ns;
-
-    if (cold->is_copying || is_resting || !STAILQ_EMPTY(&cold->ready)) {
-        return;
+    if (first_ns != UINT64_MAX) {
+        kvd_segment_wake_at(cold, first_ns);
     }
-    if (cold->moving_from == NULL) {
-        cold->moving_from = rewrite_pick(cold);
-    }
-    if (cold->moving_from == NULL) {
-        return;
-    }
-    struct kvd_cold_record *record = live_first(cold->moving_from);
-    if (record == NULL) {
-        cold->moving_from = NULL; /* empty: it will be removed */
-        kvd_segment_pump_soon(cold);
-        return;
-    }
-    copy_start(cold, record);
-}
-
-/* What can be removed or punched now: a file to remove first. */
-static bool reclaim_one(struct cold_segment *cold)
-{
-    bool is_quiet = kvd_segment_write_is_idle(cold);
-    struct cold_file *file;
-
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        bool is_closed = file->state == COLD_FILE_SEALED || file->state == COLD_FILE_QUARANTINED;
-        bool is_used = file->readers > 0 || file == cold->sealing ||
-                       (cold->is_writing && file == cold->writing_file) ||
-                       (cold->is_syncing && file == cold->syncing_file);
-        if (is_closed && !is_used && file->live_bytes == 0 && !file->is_unremovable) {
-            remove_start(cold, file);
-            return true;
-        }
-    }
-    TAILQ_FOREACH(file, &cold->files, link)
-    {
-        /* Never where records are still added: without an index a hole would look like damage. */
-        if (file->state == COLD_FILE_SEALED && !cold->has_no_punch && file->readers == 0 &&
-            file->dead_bytes > 0 && (is_quiet || file->dead_bytes >= PUNCH_BYTES_MIN)) {
-            punch_start(cold, file);
-            return true;
-        }
-    }
-    return false;
 }
 
 void kvd_segment_reclaim_pump(struct cold_segment *cold)
 {
-    if (!cold->reclaim_task.is_running) {
-        (void)reclaim_one(cold);
+    epoch_pump(cold);
+    gone_drain(cold);
+    files_scan(cold);
+    kvd_segment_move_pump(cold);
+    wake_plan(cold);
+}
+
+uint64_t kvd_segment_wanted(const struct kvd_cold *base)
+{
+    const struct cold_segment *cold = (const struct cold_segment *)(const void *)base;
+    uint64_t needed = cold->used_bytes + 2 * cold->options.segment_bytes;
+    uint64_t coming = cold->options.limit_bytes;
+    const struct cold_file *file;
+
+    if (needed <= coming) {
+        return 0; /* another segment may be made */
     }
-    rewrite_pump(cold);
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        if (file->state == COLD_FILE_SEALED && !cold->has_no_punch) {
+            coming += file->dead_bytes;
+        } else if ((is_closed(file) && file->live_bytes == 0) ||
+                   kvd_segment_move_is_worth(cold, file)) {
+            coming += kvd_segment_file_taken(file) - file->live_bytes;
+        }
+    }
+    return needed > coming ? needed - coming : 0;
 }

@@ -27,9 +27,11 @@ struct listing {
 
 /* A file that is being read. */
 struct reading {
-    struct cold_segment *cold; /* borrowed */
-    struct cold_file *file;    /* borrowed */
+    struct cold_segment *cold;            /* borrowed */
+    struct cold_file *file;               /* borrowed */
+    const struct kvd_scan_result *result; /* borrowed: as far as the scan knows it */
     uint64_t blank_bytes;
+    size_t charged_bytes; /* for the index that is read */
     int err;
 };
 
@@ -84,6 +86,16 @@ static int64_t source_read(void *ctx, uint64_t offset, void *dst, size_t bytes)
     return file_run(reading->cold, &op);
 }
 
+/* The scan is about to read an index of so many bytes. */
+static int source_reserve(void *ctx, uint64_t bytes)
+{
+    struct reading *reading = ctx;
+    int err = kvd_budget_charge(reading->cold->budget, KVD_BUDGET_COLD, bytes);
+
+    reading->charged_bytes += err == 0 ? bytes : 0;
+    return err == 0 ? 0 : KVARN_ENOMEM;
+}
+
 static bool is_blank_header(struct reading *reading, uint64_t offset)
 {
     uint8_t bytes[KVD_RECORD_HEADER_BYTES];
@@ -129,8 +141,14 @@ static void record_cb(void *ctx, const struct kvd_record_header *header, uint64_
         reading->err = KVARN_ENOMEM;
         return;
     }
-    record->header = *header;
-    reading->err = kvd_segment_subject_add(cold, header);
+    kvd_segment_record_describe(record, header);
+    reading->file->salt = reading->result->header.salt;
+    if (!reading->result->is_sealed) {
+        reading->err = kvd_segment_index_add(cold, reading->file, header, offset);
+    }
+    if (reading->err == 0) {
+        reading->err = kvd_segment_subject_add(cold, header);
+    }
     if (reading->err != 0) {
         kvd_segment_record_destroy(cold, record);
         return;
@@ -140,32 +158,21 @@ static void record_cb(void *ctx, const struct kvd_record_header *header, uint64_
 
 /* Sealing what a crash left, so that the next start need not scan it. */
 
-static int index_gather(struct cold_file *file)
-{
-    const struct kvd_cold_record *record;
-
-    LIST_FOREACH(record, &file->records, link)
-    {
-        int err = kvd_segment_file_index_add(file, &record->header, record->offset);
-        if (err != 0) {
-            return err;
-        }
-    }
-    return 0;
-}
-
 static int64_t seal_steps(struct cold_segment *cold, struct cold_file *file)
 {
     uint64_t bytes = 0;
-    uint8_t *block = kvd_segment_file_index_build(cold, file, &bytes);
-    struct iovec vec = {block, bytes};
+    uint8_t *block = NULL;
+    unsigned vec_count = kvd_segment_index_vecs(cold, file, &block, &bytes);
     struct kvd_file_op ops[] = {
-        {.verb = KVD_FILE_WRITE, .vecs = &vec, .vec_count = 1, .offset = file->end},
+        {.verb = KVD_FILE_WRITE,
+            .vecs = cold->write_vecs,
+            .vec_count = vec_count,
+            .offset = file->end},
         {.verb = KVD_FILE_SYNC},
         {.verb = KVD_FILE_RESIZE, .bytes = file->end + bytes},
         {.verb = KVD_FILE_SYNC},
     };
-    int64_t result = block == NULL ? KVARN_ENOMEM : 0;
+    int64_t result = vec_count == 0 ? KVARN_ENOMEM : 0;
 
     for (unsigned i = 0; i < sizeof(ops) / sizeof(ops[0]) && result >= 0; i++) {
         ops[i].fd = file->fd;
@@ -181,19 +188,12 @@ static int64_t seal_steps(struct cold_segment *cold, struct cold_file *file)
 /* It may fail, on a full disk for one: then the file is scanned again next time. */
 static void file_seal_now(struct cold_segment *cold, struct cold_file *file)
 {
-    int64_t result = index_gather(file);
+    int64_t result = seal_steps(cold, file);
 
-    if (result == 0) {
-        result = seal_steps(cold, file);
-    }
     if (result < 0) {
         kvd_log(KVD_LOG_WARN, "cold_resting", "segment=%" PRIu64 " error=%s: it stays unsealed",
             file->number, kvarn_err_label((int)result));
     }
-    free(file->index);
-    file->index = NULL;
-    file->index_bytes = 0;
-    file->index_room = 0;
 }
 
 /* It goes with all that was found in it. Returns 0 once that is durable. */
@@ -206,13 +206,15 @@ static int file_remove_now(struct cold_segment *cold, struct cold_file *file)
 
     kvd_segment_path(cold, file->number, "kvs", path, sizeof(path));
     TAILQ_REMOVE(&cold->files, file, link);
-    while (!LIST_EMPTY(&file->records)) {
-        struct kvd_cold_record *record = LIST_FIRST(&file->records);
-        struct kvd_record_header header = record->header;
+    cold->file_count--;
+    for (struct kvd_cold_record *record;
+         (record = TAILQ_FIRST(&file->records[COLD_RECORD_LIVE])) != NULL;) {
+        struct kvd_cold_id id = record->id;
+        uint8_t type = record->type;
         kvd_segment_record_destroy(cold, record);
-        kvd_segment_subject_erased(cold, &header);
+        kvd_segment_subject_erased(cold, type, &id);
     }
-    kvd_segment_file_destroy(file);
+    kvd_segment_file_destroy(cold, file);
     (void)file_run(cold, &close);
     int64_t result = file_run(cold, &unlink);
     result = result < 0 ? result : file_run(cold, &sync);
@@ -223,16 +225,43 @@ static int file_remove_now(struct cold_segment *cold, struct cold_file *file)
     return result < 0 ? (int)result : 0;
 }
 
+/* What a scan says of the file that it read; seal it, or remove it, if it was not sealed. */
+static int file_judge(struct cold_segment *cold, struct cold_file *file,
+    const struct kvd_scan_result *result, struct kvd_cold_found *found)
+{
+    file->salt = result->header.salt;
+    file->end = result->data_end;
+    file->ordinal_next = result->ordinal_next;
+    file->durable_ordinal = result->ordinal_next;
+    cold->tier_id = result->header.tier_id;
+    if (result->is_sealed) {
+        return 0;
+    }
+    found->scanned_segments++;
+    if (TAILQ_EMPTY(&file->records[COLD_RECORD_LIVE]) && !result->is_suspect) {
+        return file_remove_now(cold, file);
+    }
+    if (!result->is_suspect) {
+        file_seal_now(cold, file);
+    }
+    kvd_segment_index_fini(cold, &file->index);
+    return 0;
+}
+
 /* Read one file. Returns 0, also for one that is damaged or that cannot be read. */
 static int file_read(
     struct cold_segment *cold, struct cold_file *file, struct kvd_cold_found *found)
 {
-    struct reading reading = {.cold = cold, .file = file};
-    struct kvd_scan_source source = {
-        .read = source_read, .ctx = &reading, .bytes = file->size_bytes, .number = file->number};
     struct kvd_scan_result result;
+    struct reading reading = {.cold = cold, .file = file, .result = &result};
+    struct kvd_scan_source source = {.read = source_read,
+        .reserve = source_reserve,
+        .ctx = &reading,
+        .bytes = file->size_bytes,
+        .number = file->number};
     int err = kvd_segment_scan(&source, record_cb, &reading, &result);
 
+    kvd_budget_release(cold->budget, KVD_BUDGET_COLD, reading.charged_bytes);
     if (reading.err != 0 || err == KVARN_ENOMEM || err == KVARN_EUNSUPPORTED) {
         return reading.err != 0 ? reading.err : err;
     }
@@ -244,37 +273,23 @@ static int file_read(
         found->damaged++;
         kvd_log(KVD_LOG_ERROR, "cold_unreadable", "segment=%" PRIu64 " error=%s", file->number,
             kvarn_err_label(err));
+        kvd_segment_index_fini(cold, &file->index);
         return 0;
     }
-    file->salt = result.header.salt;
-    file->end = result.data_end;
-    file->ordinal_next = result.ordinal_next;
-    file->durable_ordinal = result.ordinal_next;
     file->hole_bytes = reading.blank_bytes;
-    cold->tier_id = result.header.tier_id;
-    if (!result.is_sealed) {
-        found->scanned_segments++;
-        if (LIST_EMPTY(&file->records) && !result.is_suspect) {
-            return file_remove_now(cold, file);
-        }
-        if (!result.is_suspect) {
-            file_seal_now(cold, file);
-        }
-    }
-    return 0;
+    return file_judge(cold, file, &result, found);
 }
 
 static int file_open(struct cold_segment *cold, uint64_t number, struct kvd_cold_found *found)
 {
     char path[KVARN_COLD_PATH_MAX + 32];
-    struct cold_file *file = calloc(1, sizeof(*file));
+    struct cold_file *file = kvd_segment_file_create(cold);
     struct kvd_file_op open = {.verb = KVD_FILE_OPEN, .path = path, .flags = KVD_FILE_WRITABLE};
 
     if (file == NULL) {
         return KVARN_ENOMEM;
     }
     kvd_segment_path(cold, number, "kvs", path, sizeof(path));
-    LIST_INIT(&file->records);
     file->number = number;
     file->state = COLD_FILE_SEALED;
     file->fd = (int)file_run(cold, &open);
@@ -285,11 +300,12 @@ static int file_open(struct cold_segment *cold, uint64_t number, struct kvd_cold
             KVD_LOG_ERROR, "cold_failed", "path=%s error=%s", path, kvarn_err_label((int)bytes));
         struct kvd_file_op close = {.verb = KVD_FILE_CLOSE, .fd = file->fd};
         (void)(file->fd < 0 ? 0 : file_run(cold, &close));
-        free(file);
+        kvd_segment_file_destroy(cold, file);
         return (int)bytes;
     }
     file->size_bytes = (uint64_t)bytes;
     TAILQ_INSERT_TAIL(&cold->files, file, link);
+    cold->file_count++;
     found->segments++;
     return file_read(cold, file, found);
 }
@@ -303,30 +319,28 @@ static int file_open(struct cold_segment *cold, uint64_t number, struct kvd_cold
  */
 static int by_rank(const void *a, const void *b)
 {
-    const struct kvd_cold_record *ra = *(struct kvd_cold_record *const *)a;
-    const struct kvd_cold_record *rb = *(struct kvd_cold_record *const *)b;
-    const struct kvd_record_header *x = &ra->header;
-    const struct kvd_record_header *y = &rb->header;
-    const uint64_t keys[5][2] = {
+    const struct kvd_cold_record *x = *(struct kvd_cold_record *const *)a;
+    const struct kvd_cold_record *y = *(struct kvd_cold_record *const *)b;
+    const uint64_t keys[4][2] = {
         {x->id.hi, y->id.hi},
         {x->id.lo, y->id.lo},
         {x->type == KVD_COLD_TOMBSTONE ? 0u : x->type,
             y->type == KVD_COLD_TOMBSTONE ? 0u : y->type},
         {y->sequence, x->sequence},
-        {rb->file->number, ra->file->number},
     };
 
-    for (unsigned i = 0; i < 5; i++) {
+    for (unsigned i = 0; i < 4; i++) {
         if (keys[i][0] != keys[i][1]) {
             return keys[i][0] < keys[i][1] ? -1 : 1;
         }
     }
-    return 0;
+    /* Slots are given out by rising number while the folder is read. */
+    return (x->place < y->place) - (x->place > y->place);
 }
 
 static bool is_same_id(const struct kvd_cold_record *a, const struct kvd_cold_record *b)
 {
-    return a->header.id.hi == b->header.id.hi && a->header.id.lo == b->header.id.lo;
+    return a->id.hi == b->id.hi && a->id.lo == b->id.lo;
 }
 
 static void rank(struct cold_segment *cold, struct kvd_cold_record **list, size_t count)
@@ -336,14 +350,14 @@ static void rank(struct cold_segment *cold, struct kvd_cold_record **list, size_
 
     for (size_t i = 0; i < count; i++) {
         struct kvd_cold_record *record = list[i];
-        uint8_t type = record->header.type;
+        uint8_t type = record->type;
         if (best == NULL || !is_same_id(best, record)) {
             tombstone = NULL;
         }
-        bool is_older = best != NULL && is_same_id(best, record) && best->header.type == type;
+        bool is_older = best != NULL && is_same_id(best, record) && best->type == type;
         best = is_older ? best : record;
         bool is_buried = tombstone != NULL && type != KVD_COLD_PAGE && type != KVD_COLD_SHAPE &&
-                         record->header.sequence < tombstone->header.sequence;
+                         record->sequence < tombstone->sequence;
         if (is_older || is_buried || type == KVD_COLD_CLEAN) {
             kvd_segment_record_kill(cold, record);
         } else if (type == KVD_COLD_TOMBSTONE) {
@@ -351,7 +365,7 @@ static void rank(struct cold_segment *cold, struct kvd_cold_record **list, size_
         }
     }
     for (size_t i = 0; i < count; i++) {
-        if (list[i]->header.type == KVD_COLD_TOMBSTONE && !list[i]->is_forgotten) {
+        if (list[i]->type == KVD_COLD_TOMBSTONE && !kvd_segment_record_is_dead(list[i])) {
             kvd_segment_subject_bury(cold, list[i]);
         }
     }
@@ -362,30 +376,30 @@ static int records_rank(struct cold_segment *cold, struct kvd_cold_found *found)
     size_t count = 0;
     struct cold_file *file;
     struct kvd_cold_record *record;
-    struct kvd_cold_record **list = NULL;
     const struct kvd_cold_record *last = NULL;
 
     found->records = cold->stats.records;
     if (found->records == 0) {
         return 0;
     }
-    list = calloc(found->records, sizeof(struct kvd_cold_record *));
+    size_t bytes = found->records * sizeof(struct kvd_cold_record *);
+    struct kvd_cold_record **list = kvd_segment_alloc(cold, bytes);
     if (list == NULL) {
         return KVARN_ENOMEM;
     }
     TAILQ_FOREACH(file, &cold->files, link)
     {
-        LIST_FOREACH(record, &file->records, link)
+        TAILQ_FOREACH(record, &file->records[COLD_RECORD_LIVE], link)
         {
             KVARN_ASSERT(count < found->records);
             list[count++] = record;
-            last = last == NULL || record->header.sequence > last->header.sequence ? record : last;
+            last = last == NULL || record->sequence > last->sequence ? record : last;
         }
     }
-    found->is_clean = last != NULL && last->header.type == KVD_COLD_CLEAN;
+    found->is_clean = last != NULL && last->type == KVD_COLD_CLEAN;
     qsort(list, count, sizeof(struct kvd_cold_record *), by_rank);
     rank(cold, list, count);
-    free(list);
+    kvd_segment_free(cold, list, bytes);
     return 0;
 }
 
@@ -459,9 +473,24 @@ static int suspects_remove(struct cold_segment *cold)
     return err;
 }
 
+/* Why the start was refused: what it had read by then, and what that takes in memory. */
+static void failure_log(const struct cold_segment *cold, int err)
+{
+    if (err == KVARN_ENOMEM) {
+        kvd_log(KVD_LOG_ERROR, "cold_failed",
+            "dir=%s error=%s: %" PRIu64 " records are known by then, in %" PRIu64
+            " bytes of a memory limit of %" PRIu64,
+            cold->dir, kvarn_err_label(err), cold->stats.records,
+            cold->budget->kind_bytes[KVD_BUDGET_COLD], cold->budget->limit_bytes);
+    } else {
+        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s", cold->dir, kvarn_err_label(err));
+    }
+}
+
 int kvd_segment_recover(struct cold_segment *cold, struct kvd_cold_found *found)
 {
     uint64_t start_ns = cold->io->ops->now_ns(cold->io);
+    const struct cold_file *file;
     int err = temporaries_remove(cold);
 
     err = err != 0 ? err : files_read(cold, found);
@@ -475,8 +504,12 @@ int kvd_segment_recover(struct cold_segment *cold, struct kvd_cold_found *found)
         err = records_rank(cold, found);
     }
     if (err != 0) {
-        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s", cold->dir, kvarn_err_label(err));
+        failure_log(cold, err);
         return err;
+    }
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        cold->used_bytes += kvd_segment_file_taken(file);
     }
     found->duration_ns = cold->io->ops->now_ns(cold->io) - start_ns;
     kvd_log(KVD_LOG_INFO, "cold_opened",

@@ -279,6 +279,7 @@ static int index_entries(struct scan *scan, const struct kvd_segment_footer *foo
             return KVARN_ECORRUPT;
         }
     }
+    scan->result->is_sealed = true;
     for (uint64_t i = 0; i < count; i++) {
         struct kvd_record_header header;
         uint64_t offset;
@@ -303,11 +304,14 @@ static int index_read(struct scan *scan, const struct kvd_segment_footer *footer
         footer->index_offset + footer->index_bytes + KVD_SEGMENT_BLOCK != size) {
         return KVARN_ECORRUPT;
     }
-    uint8_t *record = malloc(footer->index_bytes);
+    int err = scan->source->reserve == NULL
+                  ? 0
+                  : scan->source->reserve(scan->source->ctx, footer->index_bytes);
+    uint8_t *record = err != 0 ? NULL : malloc(footer->index_bytes);
     if (record == NULL) {
         return KVARN_ENOMEM;
     }
-    int err = read_all(scan, footer->index_offset, record, footer->index_bytes);
+    err = read_all(scan, footer->index_offset, record, footer->index_bytes);
     if (err == 0) {
         err = kvd_record_header_decode(record, scan->salt, &header);
     }
@@ -386,7 +390,6 @@ static int scan_do(struct scan *scan)
     scan->salt = scan->result->header.salt;
     if (footer_err == 0 && footer.salt == scan->salt) {
         err = index_read(scan, &footer);
-        scan->result->is_sealed = err == 0;
         if (err != KVARN_ECORRUPT) {
             return err;
         }

@@ -13,6 +13,11 @@
 struct kvd_scan_source {
     /* Returns the bytes read, fewer than asked only at the end, or KVARN_E... */
     int64_t (*read)(void *ctx, uint64_t offset, void *dst, size_t bytes);
+    /*
+     * Told before so much memory is taken for an index, which is let go at the end. Returns 0, or
+     * the error that the scan ends with. NULL: nobody to ask.
+     */
+    int (*reserve)(void *ctx, uint64_t bytes);
     void *ctx;       /* borrowed */
     uint64_t bytes;  /* the file's size */
     uint64_t number; /* of its name */
@@ -27,7 +32,7 @@ typedef void (*kvd_scan_record_cb)(
 
 struct kvd_scan_result {
     struct kvd_segment_header header;
-    bool is_sealed;    /* found by its index */
+    bool is_sealed;    /* found by its index; holds when records are told of */
     uint64_t data_end; /* records end here */
     uint32_t ordinal_next;
     uint64_t torn;    /* lost while they were being written: nobody was told that they were safe */

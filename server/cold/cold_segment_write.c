@@ -45,6 +45,10 @@ static void write_free(struct cold_write *write)
 {
     struct cold_segment *cold = write->cold;
 
+    if (write->copied == NULL) {
+        KVARN_ASSERT(cold->epoch_puts[write->epoch & 1] > 0);
+        cold->epoch_puts[write->epoch & 1]--;
+    }
     kvd_budget_release(
         cold->budget, KVD_BUDGET_COLD, sizeof(*write) + write->meta_bytes + write->buffer_bytes);
     kvd_segment_record_destroy(cold, write->record);
@@ -59,10 +63,21 @@ static uint64_t queue_share(const struct cold_write *write)
     return write->meta_bytes + write->header.raw_bytes;
 }
 
-void kvd_segment_write_finish(struct cold_write *write, int err)
+/* A write came to its end, well or not: its owner is told in its turn. */
+static void write_finish(struct cold_write *write, int err)
+{
+    struct cold_segment *cold = write->cold;
+
+    write->err = err;
+    STAILQ_INSERT_TAIL(&cold->finished, write, link);
+}
+
+/* Tell whoever waits for a write; free it. */
+static void write_tell(struct cold_write *write)
 {
     struct cold_segment *cold = write->cold;
     struct kvd_cold_put *put = write->put;
+    int err = write->err;
 
     cold->stats.queued_bytes -= queue_share(write);
     if (write->copied != NULL) {
@@ -73,7 +88,7 @@ void kvd_segment_write_finish(struct cold_write *write, int err)
     struct kvd_cold_record *record = write->record;
     if (err != 0) {
         cold->stats.put_failures++;
-        if (record->file != NULL) {
+        if (record->state != COLD_RECORD_NOWHERE) {
             /* Its bytes may be there all the same: it stays listed until they are not. */
             kvd_segment_record_kill(cold, record);
             write->record = NULL;
@@ -93,15 +108,28 @@ void kvd_segment_write_finish(struct cold_write *write, int err)
     }
 }
 
-static void queue_fail(struct cold_write_queue *queue, int err)
+/* Tell of some of what is finished; the rest goes on in the next turn (SEMANTICS.md 18). */
+static void finished_tell(struct cold_segment *cold)
 {
-    struct cold_write_queue failed = STAILQ_HEAD_INITIALIZER(failed);
     struct cold_write *write;
 
-    STAILQ_CONCAT(&failed, queue); /* a `done` may put again */
-    while ((write = STAILQ_FIRST(&failed)) != NULL) {
-        STAILQ_REMOVE_HEAD(&failed, link);
-        kvd_segment_write_finish(write, err);
+    for (unsigned i = 0;
+         i < KVD_COLD_TURN_RECORDS && (write = STAILQ_FIRST(&cold->finished)) != NULL; i++) {
+        STAILQ_REMOVE_HEAD(&cold->finished, link);
+        write_tell(write);
+    }
+    if (!STAILQ_EMPTY(&cold->finished)) {
+        kvd_segment_pump_again(cold);
+    }
+}
+
+static void queue_fail(struct cold_write_queue *queue, int err)
+{
+    struct cold_write *write;
+
+    while ((write = STAILQ_FIRST(queue)) != NULL) {
+        STAILQ_REMOVE_HEAD(queue, link);
+        write_finish(write, err);
     }
 }
 
@@ -192,6 +220,7 @@ void kvd_segment_write_queue(struct cold_segment *cold, struct cold_write *write
 {
     write->file_bytes = kvd_record_file_bytes(&write->header);
     STAILQ_INSERT_TAIL(&cold->ready, write, link);
+    cold->ready_count++;
     kvd_segment_pump_soon(cold);
 }
 
@@ -217,6 +246,8 @@ static struct cold_write *write_create(struct cold_segment *cold, const struct k
     }
     write->cold = cold;
     write->record = record;
+    write->epoch = cold->epoch;
+    cold->epoch_puts[cold->epoch & 1]++;
     write->meta = meta;
     write->meta_bytes = meta_bytes;
     write->vecs = put->vecs;
@@ -255,15 +286,34 @@ static void compress_plan(struct cold_segment *cold, struct cold_write *write)
     write->is_compressing = true;
 }
 
+static enum cold_need need_of(const struct cold_write *write)
+{
+    return write->copied != NULL ? COLD_NEED_COPY
+           : write->is_barrier   ? COLD_NEED_BARRIER
+                                 : COLD_NEED_ORDINARY;
+}
+
+bool kvd_segment_has_place(
+    const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need)
+{
+    const struct cold_file *next = cold->next != NULL ? cold->next : cold->making;
+
+    return kvd_segment_file_has_room(cold, cold->active, file_bytes, need) ||
+           kvd_segment_file_has_room(cold, next, file_bytes, need) ||
+           kvd_segment_file_may_make(cold, file_bytes, need);
+}
+
 /* Whether a put may be taken now. */
 static int put_check(struct cold_segment *cold, const struct kvd_cold_put *put)
 {
     bool is_barrier = (put->flags & KVD_COLD_BARRIER) != 0;
+    enum cold_need need = is_barrier ? COLD_NEED_BARRIER : COLD_NEED_ORDINARY;
     uint64_t body_bytes = vecs_bytes(put->vecs, put->vec_count);
-    uint64_t copy_bytes = kvd_record_copy_bytes((uint32_t)put->head_bytes, body_bytes);
+    uint64_t file_bytes =
+        (is_barrier ? 2 : 1) * kvd_record_copy_bytes((uint32_t)put->head_bytes, body_bytes);
 
     if (put->head_bytes > KVARN_COLD_HEAD_BYTES_MAX || body_bytes > KVARN_COLD_BODY_BYTES_MAX ||
-        !kvd_segment_file_fits(cold, (is_barrier ? 2 : 1) * copy_bytes, is_barrier) ||
+        !kvd_segment_file_fits(cold, file_bytes, need) ||
         (is_barrier ? 2 : 1) * (put->vec_count + 2) > KVD_FILE_VECS_MAX) {
         return KVARN_ETOO_LARGE;
     }
@@ -273,6 +323,10 @@ static int put_check(struct cold_segment *cold, const struct kvd_cold_put *put)
     if (cold->io->ops->now_ns(cold->io) < cold->rest_until_ns) {
         return cold->rest_err;
     }
+    if (cold->is_full && !kvd_segment_has_place(cold, file_bytes, need)) {
+        return KVARN_ENOSPC;
+    }
+    cold->is_full = false;
     return cold->stats.queued_bytes > 0 &&
                    cold->stats.queued_bytes + body_bytes > cold->options.queue_bytes
                ? KVARN_ERETRY_LATER
@@ -358,22 +412,17 @@ static int write_place(struct cold_segment *cold, struct cold_write *write)
     if (err != 0) {
         return err;
     }
-    err = kvd_segment_file_index_add(file, header, file->end);
+    err = kvd_segment_index_add(cold, file, header, file->end);
     if (err != 0) {
-        kvd_segment_subject_erased(cold, header);
+        kvd_segment_subject_erased(cold, header->type, &header->id);
         return err;
     }
     kvd_record_header_encode(header, file->salt, write->meta);
-    write->record->header = *header;
+    kvd_segment_record_describe(write->record, header);
     kvd_segment_record_list(cold, write->record, file, file->end);
     file->ordinal_next++;
     file->end += write->file_bytes;
     return 0;
-}
-
-static bool may_use_reserve(const struct cold_write *write)
-{
-    return write->is_barrier || write->copied != NULL;
 }
 
 static void write_op_cb(struct kvd_file_op *op);
@@ -393,22 +442,32 @@ static void batch_submit(struct cold_segment *cold, unsigned vec_count, uint64_t
     cold->io->ops->file_submit(cold->io, &cold->write_op);
 }
 
+static struct cold_write *ready_pop(struct cold_segment *cold)
+{
+    struct cold_write *write = STAILQ_FIRST(&cold->ready);
+
+    STAILQ_REMOVE_HEAD(&cold->ready, link);
+    cold->ready_count--;
+    return write;
+}
+
 static void batch_write(struct cold_segment *cold)
 {
     struct cold_write *write;
     uint64_t offset = cold->active->end;
     unsigned vec_count = 0;
 
-    while ((write = STAILQ_FIRST(&cold->ready)) != NULL) {
+    for (unsigned i = 0; i < KVD_COLD_TURN_RECORDS && (write = STAILQ_FIRST(&cold->ready)) != NULL;
+         i++) {
         if (vec_count + WRITE_VECS_MAX(write) > KVD_FILE_VECS_MAX ||
             (vec_count > 0 && cold->active->end - offset + write->file_bytes > BATCH_BYTES_MAX) ||
-            !kvd_segment_file_has_room(cold, write->file_bytes, may_use_reserve(write))) {
+            !kvd_segment_file_has_room(cold, cold->active, write->file_bytes, need_of(write))) {
             break;
         }
-        STAILQ_REMOVE_HEAD(&cold->ready, link);
+        (void)ready_pop(cold);
         int err = write_place(cold, write);
         if (err != 0) {
-            kvd_segment_write_finish(write, err);
+            write_finish(write, err);
             continue;
         }
         STAILQ_INSERT_TAIL(&cold->writing, write, link);
@@ -432,6 +491,7 @@ void kvd_segment_file_fail(struct cold_segment *cold, struct cold_file *file, in
     }
     queue_fail(&cold->written, err);
     cold->written_bytes = 0;
+    cold->written_barriers = 0;
 }
 
 static void write_op_cb(struct kvd_file_op *op)
@@ -453,6 +513,7 @@ static void write_op_cb(struct kvd_file_op *op)
     STAILQ_FOREACH(write, &cold->writing, link)
     {
         cold->written_bytes += write->file_bytes;
+        cold->written_barriers += write->is_barrier ? 1 : 0;
     }
     STAILQ_CONCAT(&cold->written, &cold->writing);
     kvd_segment_pump(cold);
@@ -463,8 +524,6 @@ static void write_op_cb(struct kvd_file_op *op)
 static void sync_op_cb(struct kvd_file_op *op)
 {
     struct cold_segment *cold = op->ctx;
-    struct cold_write_queue done = STAILQ_HEAD_INITIALIZER(done);
-    struct cold_write *write;
 
     cold->is_syncing = false;
     kvd_kill_point("cold_synced");
@@ -476,14 +535,7 @@ static void sync_op_cb(struct kvd_file_op *op)
         return;
     }
     cold->syncing_file->durable_ordinal = cold->syncing_ordinal;
-    if (cold->io->ops->now_ns(cold->io) >= cold->rest_until_ns) {
-        cold->stats.is_resting = false;
-    }
-    STAILQ_CONCAT(&done, &cold->syncing);
-    while ((write = STAILQ_FIRST(&done)) != NULL) {
-        STAILQ_REMOVE_HEAD(&done, link);
-        kvd_segment_write_finish(write, 0);
-    }
+    STAILQ_CONCAT(&cold->finished, &cold->syncing); /* their err is 0 */
     kvd_segment_pump(cold);
 }
 
@@ -500,6 +552,7 @@ static void sync_start(struct cold_segment *cold)
     cold->syncing_ordinal = cold->active->ordinal_next - in_flight;
     STAILQ_CONCAT(&cold->syncing, &cold->written);
     cold->written_bytes = 0;
+    cold->written_barriers = 0;
     cold->is_syncing = true;
     cold->sync_op = (struct kvd_file_op){
         .verb = KVD_FILE_SYNC, .fd = cold->active->fd, .ctx = cold, .done = sync_op_cb};
@@ -509,43 +562,51 @@ static void sync_start(struct cold_segment *cold)
 /* A sync is due: much is written, somebody waits for it, or nothing else is to do. */
 static bool is_sync_due(const struct cold_segment *cold)
 {
-    const struct cold_write *write;
-
     if (cold->is_syncing || STAILQ_EMPTY(&cold->written)) {
         return false;
     }
-    if (cold->written_bytes >= cold->sync_bytes || !cold->is_writing) {
-        return true;
-    }
-    STAILQ_FOREACH(write, &cold->written, link)
-    {
-        if (write->is_barrier) {
-            return true;
-        }
-    }
-    return false;
+    return cold->written_bytes >= cold->sync_bytes || !cold->is_writing ||
+           cold->written_barriers > 0;
 }
 
 /* What drives it. */
 
 void kvd_segment_write_shed(struct cold_segment *cold, int err)
 {
-    struct cold_write_queue shed = STAILQ_HEAD_INITIALIZER(shed);
-    struct cold_write_queue kept = STAILQ_HEAD_INITIALIZER(kept);
-    struct cold_write *write;
+    cold->shed_left = cold->ready_count;
+    cold->shed_err = err;
+    kvd_segment_pump_again(cold);
+}
 
-    while ((write = STAILQ_FIRST(&cold->ready)) != NULL) {
-        STAILQ_REMOVE_HEAD(&cold->ready, link);
-        bool is_kept =
-            write->is_barrier && kvd_segment_file_has_room(cold, write->file_bytes, true);
-        if (is_kept) {
-            STAILQ_INSERT_TAIL(&kept, write, link);
+static void shed_some(struct cold_segment *cold)
+{
+    for (unsigned i = 0; i < KVD_COLD_TURN_RECORDS && cold->shed_left > 0; i++) {
+        struct cold_write *write = ready_pop(cold);
+        cold->shed_left--;
+        if (write->is_barrier &&
+            kvd_segment_file_has_room(cold, cold->active, write->file_bytes, COLD_NEED_BARRIER)) {
+            STAILQ_INSERT_TAIL(&cold->ready, write, link);
+            cold->ready_count++;
         } else {
-            STAILQ_INSERT_TAIL(&shed, write, link);
+            write_finish(write, cold->shed_err);
         }
     }
-    STAILQ_CONCAT(&cold->ready, &kept);
-    queue_fail(&shed, err);
+    kvd_segment_pump_again(cold);
+}
+
+/* Fail the first ones that have no place, nor will have one. */
+static void placeless_fail(struct cold_segment *cold)
+{
+    const struct cold_write *first;
+
+    for (unsigned i = 0;
+         i < KVD_COLD_TURN_RECORDS && (first = STAILQ_FIRST(&cold->ready)) != NULL &&
+         !kvd_segment_has_place(cold, first->file_bytes, need_of(first));
+         i++) {
+        kvd_segment_fill_up(cold, first->file_bytes);
+        write_finish(ready_pop(cold), KVARN_ENOSPC);
+        kvd_segment_pump_again(cold);
+    }
 }
 
 /* The first of `ready` does not fit: see that a segment comes where it does. */
@@ -565,14 +626,11 @@ static void segment_next(struct cold_segment *cold, const struct cold_write *fir
     }
     if (!is_rested) {
         kvd_segment_write_shed(cold, cold->rest_err);
-    } else if (!kvd_segment_file_may_make(cold, may_use_reserve(first))) {
-        kvd_segment_rest(cold, KVARN_ENOSPC);
-        kvd_segment_write_shed(cold, KVARN_ENOSPC);
-    } else {
-        kvd_segment_file_make(cold);
-        if (cold->making == NULL) {
-            kvd_segment_write_shed(cold, cold->rest_err);
-        }
+        return;
+    }
+    kvd_segment_file_make(cold);
+    if (cold->making == NULL) {
+        kvd_segment_write_shed(cold, cold->rest_err);
     }
 }
 
@@ -580,14 +638,20 @@ void kvd_segment_write_pump(struct cold_segment *cold)
 {
     const struct cold_write *first;
 
+    finished_tell(cold);
     if (cold->sealing != NULL) {
         return;
     }
-    if (!cold->is_writing && (first = STAILQ_FIRST(&cold->ready)) != NULL) {
-        if (!kvd_segment_file_has_room(cold, first->file_bytes, may_use_reserve(first))) {
+    if (cold->shed_left > 0) {
+        shed_some(cold);
+    } else if (!cold->is_writing && !STAILQ_EMPTY(&cold->ready)) {
+        placeless_fail(cold);
+        first = STAILQ_FIRST(&cold->ready);
+        if (first != NULL &&
+            !kvd_segment_file_has_room(cold, cold->active, first->file_bytes, need_of(first))) {
             segment_next(cold, first);
         }
-        if (cold->sealing == NULL && cold->active != NULL && !cold->is_writing) {
+        if (first != NULL && cold->sealing == NULL && cold->active != NULL && !cold->is_writing) {
             batch_write(cold);
         }
     }
@@ -599,6 +663,6 @@ void kvd_segment_write_pump(struct cold_segment *cold)
 bool kvd_segment_write_is_idle(const struct cold_segment *cold)
 {
     return cold->preparing == 0 && STAILQ_EMPTY(&cold->ready) && STAILQ_EMPTY(&cold->writing) &&
-           STAILQ_EMPTY(&cold->written) && STAILQ_EMPTY(&cold->syncing) && !cold->is_writing &&
-           !cold->is_syncing;
+           STAILQ_EMPTY(&cold->written) && STAILQ_EMPTY(&cold->syncing) &&
+           STAILQ_EMPTY(&cold->finished) && !cold->is_writing && !cold->is_syncing;
 }

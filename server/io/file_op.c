@@ -31,6 +31,9 @@ static int from_errno(int code)
     case EPERM:
     case EROFS:
         return KVARN_EFORBIDDEN;
+    case EOPNOTSUPP:
+    case ENOSYS:
+        return KVARN_EUNSUPPORTED;
     case ENOMEM:
     case EMFILE:
     case ENFILE:

@@ -67,8 +67,8 @@ struct kvd_file_op {
 /*
  * Do it now, on this thread, by system calls; sets op->result and returns it. ENOSPC and EDQUOT are
  * KVARN_ENOSPC, ENOENT is KVARN_ENOT_FOUND, EEXIST is KVARN_ECONFLICT, EACCES and EPERM are
- * KVARN_EFORBIDDEN, ENOMEM, EMFILE and ENFILE are KVARN_ENOMEM, anything else is KVARN_EIO.
- * Interrupted calls are taken up again.
+ * KVARN_EFORBIDDEN, ENOMEM, EMFILE and ENFILE are KVARN_ENOMEM, EOPNOTSUPP and
+ * ENOSYS are KVARN_EUNSUPPORTED, anything else is KVARN_EIO. Interrupted calls are taken up again.
  */
 int64_t kvd_file_op_perform(struct kvd_file_op *op);
 

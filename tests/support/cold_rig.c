@@ -22,6 +22,12 @@ struct kvd_cold_segment_options kvt_cold_options(void)
 void kvt_cold_start(struct kvt_cold_rig *rig, struct kvd_fake_disk *disk,
     const struct kvd_cold_segment_options *options, uint64_t seed)
 {
+    kvt_cold_start_within(rig, disk, options, seed, UINT64_C(1) << 30);
+}
+
+void kvt_cold_start_within(struct kvt_cold_rig *rig, struct kvd_fake_disk *disk,
+    const struct kvd_cold_segment_options *options, uint64_t seed, uint64_t memory_bytes)
+{
     struct kvd_workers_options workers = {.thread_count = 0};
 
     memset(rig, 0, sizeof(*rig));
@@ -30,7 +36,7 @@ void kvt_cold_start(struct kvt_cold_rig *rig, struct kvd_fake_disk *disk,
     KVARN_ASSERT(rig->fake != NULL);
     rig->io = kvd_io_fake_io(rig->fake);
     kvd_io_fake_set_disk(rig->fake, disk);
-    kvd_budget_init(&rig->budget, UINT64_C(1) << 30);
+    kvd_budget_init(&rig->budget, memory_bytes);
     int err = kvd_workers_create(rig->io, &workers, &rig->workers);
     KVARN_ASSERT(err == 0);
     rig->err = kvd_cold_segment_open(

@@ -33,6 +33,10 @@ struct kvd_cold_segment_options kvt_cold_options(void);
 void kvt_cold_start(struct kvt_cold_rig *rig, struct kvd_fake_disk *disk,
     const struct kvd_cold_segment_options *options, uint64_t seed);
 
+/* The same with a limit on memory. */
+void kvt_cold_start_within(struct kvt_cold_rig *rig, struct kvd_fake_disk *disk,
+    const struct kvd_cold_segment_options *options, uint64_t seed, uint64_t memory_bytes);
+
 /* Close the tier as a clean stop does, and free all but the disk. */
 void kvt_cold_stop(struct kvt_cold_rig *rig);
 
