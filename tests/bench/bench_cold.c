@@ -13,6 +13,7 @@
 
 #include "server/cold/cold_segment.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/bench_cold_turns.h"
 #include "tests/bench/bench_cold_walk.h"
 
 #define BLOCK_PAGES   32u /* layers */
@@ -320,6 +321,11 @@ int kvb_cold(struct kvb_report *report, int argc, char **argv)
     bench_must(bench.failed == 0, "a transfer");
     bench_report(report, &bench, t);
     kvb_cold_walk(report, parent);
+    kvb_report_table(report, "cold tier, how long it holds the loop: processor time");
+    kvb_cold_turns(report, 100000);
+    if (!report->is_quick) {
+        kvb_cold_turns(report, 1000000);
+    }
     kvd_workers_destroy(bench.workers);
     bench.io->ops->destroy(bench.io);
     (void)unlink(bench.plain_path);
