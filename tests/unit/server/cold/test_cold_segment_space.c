@@ -17,7 +17,7 @@
 
 #define MANY       3000u
 #define TURN_MAX   64u /* records that one turn tells of, or frees */
-#define RECORD     64u  /* bytes in memory */
+#define RECORD     64u /* bytes in memory */
 #define SMALL_BODY 3000u
 
 static struct kvd_cold_segment_options options_of(uint64_t segment_bytes, unsigned segments)
