@@ -21,6 +21,10 @@
 /* What no operation waits for leaves room for what one does. */
 #define FETCHES_MAX (LOADS_MAX / 2)
 
+/* A load that finds no memory is tried again after so long, for a second in all. */
+#define ROOM_MS 20
+#define ROOM_NS UINT64_C(1000000000)
+
 /* A block, or a tail, on its way back. */
 struct load {
     struct kvd_cold_get get; /* first */
@@ -134,6 +138,7 @@ static void waiting_kick(struct kvd_cold_sessions *cold, const struct kvd_sessio
             range_shrink(session);
             restored_count(session);
         }
+        kvd_evictor_came_back(session);
         kvd_session_kick(session);
         kvd_session_unref(session);
     }
@@ -144,8 +149,8 @@ void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
     waiting_kick(cold, NULL);
 }
 
-/* A load is over, well or not. */
-static void load_end(struct load *load)
+/* A load is over, well or not; those that wait are kicked, unless they are to wait on. */
+static void load_end(struct load *load, bool is_kicking)
 {
     struct kvd_cold_sessions *cold = load->cold;
     struct kvd_session *session = kvd_session_ref(load->session);
@@ -153,7 +158,9 @@ static void load_end(struct load *load)
     range_shrink(session);
     cold->loads--;
     load_free(load);
-    waiting_kick(cold, session);
+    if (is_kicking) {
+        waiting_kick(cold, session);
+    }
     kvd_session_unref(session);
 }
 
@@ -185,14 +192,57 @@ void kvd_cold_tail_lost(struct kvd_session *session)
     session->cold.is_tail_cold = false;
 }
 
+/*
+ * No memory for what an operation waits for: while others are being evicted it waits on. Not for
+ * ever: what goes may not be what is needed.
+ */
+static bool room_is_coming(const struct load *load)
+{
+    struct kvd_cold_sessions *cold = load->cold;
+    struct kvd_session_cold *sc = &load->session->cold;
+    uint64_t now_ns = cold->service->io->ops->now_ns(cold->service->io);
+
+    if (sc->room_until_ns == 0) {
+        sc->room_until_ns = now_ns + ROOM_NS;
+    }
+    if (load->want != KVD_COLD_FOR_OPERATION || now_ns >= sc->room_until_ns ||
+        !kvd_evictor_want(cold->service, load->info.body_bytes)) {
+        sc->room_until_ns = 0;
+        return false;
+    }
+    if (!cold->is_short) {
+        cold->is_short = true;
+        cold->short_ns = now_ns + ROOM_MS * UINT64_C(1000000);
+        kvd_spill_arm(cold, ROOM_MS);
+    }
+    return true;
+}
+
+void kvd_cold_retry_loads(struct kvd_cold_sessions *cold)
+{
+    const struct kvd_io *io = cold->service->io;
+
+    if (!cold->is_short) {
+        return;
+    }
+    if (io->ops->now_ns(cold->service->io) < cold->short_ns) {
+        kvd_spill_arm(cold, ROOM_MS);
+        return;
+    }
+    cold->is_short = false;
+    kvd_cold_kick_waiting(cold);
+}
+
 static void load_fail(struct load *load, int err)
 {
     struct kvd_cold_sessions *cold = load->cold;
     bool is_memory = err == KVARN_ENOMEM || err == KVARN_ENOSPC;
+    bool has_patience = is_memory && room_is_coming(load);
 
     if (is_memory) {
         /* Operations that joined somebody else's load try for themselves. */
-        load->session->cold.has_no_room |= load->want == KVD_COLD_FOR_OPERATION;
+        bool is_asked = load->want == KVD_COLD_FOR_OPERATION;
+        load->session->cold.has_no_room |= is_asked && !has_patience;
     } else {
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_loads_failed, 1);
         kvd_log(KVD_LOG_WARN, "cold_load_failed",
@@ -212,7 +262,7 @@ static void load_fail(struct load *load, int err)
             kvd_cold_tail_lost(load->session);
         }
     }
-    load_end(load);
+    load_end(load, !has_patience);
 }
 
 /* Take a page; others go for it if need be. */
@@ -329,12 +379,13 @@ static void block_body_cb(struct kvd_cold_get *get, int err)
     /* It may have been cut off or evicted again meanwhile. */
     if (load->block->state == KVD_BLOCK_LOADING) {
         block_install(load);
+        load->session->cold.room_until_ns = 0;
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_loaded, 1);
         if (load->want == KVD_COLD_FOR_LATER) {
             kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_read_ahead, 1);
         }
     }
-    load_end(load);
+    load_end(load, true);
 }
 
 static int block_head_read(struct load *load)
@@ -518,7 +569,7 @@ static bool is_tail_wanted(const struct load *load)
 static void tail_end(struct load *load)
 {
     load->session->cold.is_tail_loading = false;
-    load_end(load);
+    load_end(load, true);
 }
 
 static void tail_body_cb(struct kvd_cold_get *get, int err)
@@ -531,6 +582,7 @@ static void tail_body_cb(struct kvd_cold_get *get, int err)
     }
     if (load->session->cold.is_tail_cold && is_tail_wanted(load)) {
         tail_install(load);
+        load->session->cold.room_until_ns = 0;
     }
     tail_end(load);
 }

@@ -56,6 +56,7 @@ struct kvd_session_cold {
     struct kvd_cold_id tail_id; /* of tail_rec */
     uint64_t tail_epoch, tail_token_sum; /* what the session was when tail_rec was put */
     uint64_t leaving_bytes;              /* of its tail, which the evictor counts on */
+    uint64_t room_until_ns;              /* a load waits for memory until then; 0: none does */
     uint32_t next_block;                 /* all before it are stored, or on their way */
     uint32_t mapped_blocks;              /* of the last map that was put */
     uint32_t restored_blocks;            /* of the missing range, in memory again */
@@ -98,6 +99,7 @@ struct kvd_cold_sessions {
     struct kvd_spill_list retries;        /* owned: tombstones that failed; counted in puts */
     struct kvd_cold_waiter_list waiters;  /* borrowed */
     uint64_t retry_ns;                    /* when they are put again */
+    uint64_t short_ns;                    /* loads that found no memory are tried again */
     uint64_t id_prefix;                   /* random: of this run */
     uint64_t id_last;
     uint8_t shape_is_put[KVARN_SHAPES_MAX / 8 + 1];
@@ -105,6 +107,7 @@ struct kvd_cold_sessions {
     uint32_t loads;         /* in flight */
     uint64_t leaving_bytes; /* of tails that leave memory once they are stored */
     bool is_armed;
+    bool is_short; /* short_ns counts */
     bool has_lost; /* a session's last map is not durable: the end is not clean */
     bool is_flushing, is_closing, is_closed;
     const char *flushed_name; /* borrowed: sessions up to it are written */
@@ -207,6 +210,9 @@ struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold);
 
 /* Kick all sessions that wait for a load. */
 void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold);
+
+/* Of the timer: loads that found no memory a while ago. */
+void kvd_cold_retry_loads(struct kvd_cold_sessions *cold);
 
 /* On whose behalf a block is loaded, which says what happens without memory for it. */
 enum kvd_cold_for {

@@ -592,6 +592,7 @@ void kvd_cold_timer_cb(void *ctx)
 
     cold->is_armed = false;
     kvd_tombstones_retry(cold);
+    kvd_cold_retry_loads(cold);
     while ((session = TAILQ_FIRST(&cold->dirty)) != NULL) {
         TAILQ_REMOVE(&cold->dirty, session, cold.dirty_link);
         if (!cold->is_flushing && session_spill(session)) {

@@ -439,6 +439,7 @@ void kvd_tail_left(struct kvd_session *session, const struct kvd_spill_put *map)
     kvd_evictor_settle(session);
     waiters_tell(session);
     kvd_evictor_check(session->service); /* who did not free what was counted on */
+    kvd_cold_kick_waiting(cold);         /* whom there was no room for */
     kvd_session_unref(session);
 }
 

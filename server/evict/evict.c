@@ -124,6 +124,20 @@ static void warm_use(struct kvd_evictor *evictor, struct kvd_session *session)
     }
 }
 
+/* Without memory it is no candidate until it is used again. */
+static void entry_enter(struct kvd_session *session, uint64_t now_ns)
+{
+    struct kvd_evictor *evictor = &session->service->evictor;
+    struct kvd_evict_entry *entry = &session->evict;
+
+    entry_weigh(session);
+    entry->key = key_of(session);
+    entry->group = session->name == NULL;
+    if (kvd_evict_insert(evictor->policy, entry, now_ns) == 0) {
+        hold_if_pinned(evictor, session);
+    }
+}
+
 void kvd_evictor_use(struct kvd_session *session)
 {
     struct kvd_evictor *evictor = &session->service->evictor;
@@ -138,21 +152,34 @@ void kvd_evictor_use(struct kvd_session *session)
         return;
     }
     warm_use(evictor, session);
-    if (!entry->is_inserted && !kvd_session_has_victim(session) &&
+    if (!entry->is_inserted && !kvd_session_has_evictable(session) &&
         session->lifetime.pinned_until_ns == 0) {
         return;
     }
-    entry_weigh(session);
     if (entry->is_inserted) {
+        entry_weigh(session);
         kvd_evict_use(evictor->policy, entry, now_ns);
+        hold_if_pinned(evictor, session);
     } else {
-        entry->key = key_of(session);
-        entry->group = session->name == NULL;
-        if (kvd_evict_insert(evictor->policy, entry, now_ns) != 0) {
-            return; /* no memory: it is no candidate until it is used again */
-        }
+        entry_enter(session, now_ns);
     }
-    hold_if_pinned(evictor, session);
+}
+
+void kvd_evictor_came_back(struct kvd_session *session)
+{
+    struct kvd_evictor *evictor = &session->service->evictor;
+    const struct kvd_io *io = session->service->io;
+
+    if (evictor->policy == NULL || session->is_dropped) {
+        return;
+    }
+    if (!session->cold.is_warm) {
+        warm_use(evictor, session);
+    }
+    if (!session->evict.is_inserted && kvd_session_has_evictable(session)) {
+        entry_enter(session, io->ops->now_ns(session->service->io));
+    }
+    kvd_evictor_check(session->service);
 }
 
 void kvd_evictor_update(struct kvd_session *session)
@@ -175,7 +202,9 @@ static void entry_leave(
 
 void kvd_evictor_settle(struct kvd_session *session)
 {
-    if (session->evict.is_inserted && !kvd_session_has_victim(session)) {
+    bool is_left = kvd_session_has_evictable(session) && !session->cold.is_tail_refused;
+
+    if (session->evict.is_inserted && !is_left) {
         entry_leave(&session->service->evictor, session, KVD_EVICT_EVICTED);
     }
     kvd_evictor_update(session);

@@ -53,6 +53,9 @@ void kvd_evictor_fini(struct kvd_evictor *evictor);
 /* The session is used now. */
 void kvd_evictor_use(struct kvd_session *session);
 
+/* Some of it is in memory again, where memory was taken for it. */
+void kvd_evictor_came_back(struct kvd_session *session);
+
 /* Its pin or its priority changed. */
 void kvd_evictor_update(struct kvd_session *session);
 

@@ -13,7 +13,7 @@
 #include "tests/support/rng.h"
 
 #define NAME_MAX_BYTES 200
-#define NAMES_MAX      64
+#define NAMES_MAX      128
 #define INODES_MAX     1024
 #define FDS_MAX        128
 #define FD_FIRST       100

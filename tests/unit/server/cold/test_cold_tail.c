@@ -489,6 +489,155 @@ static void test_who_waits_for_a_store_is_told_once(void **state)
     world_fini(&world);
 }
 
+/* Sessions of one layer of 8 heads of 128: 512 KiB of rows in a sink, and again in a tail. */
+#define MANY 100
+
+struct crowd {
+    struct kvd_fake_disk *disk;
+    struct kvt_rig rig;
+    struct kvd_session *sessions[MANY];
+    struct kvt_model models[MANY];
+    unsigned count;
+};
+
+static void crowd_init(struct crowd *crowd, const char *policy, uint64_t memory_limit)
+{
+    *crowd = (struct crowd){.disk = kvd_fake_disk_create()};
+    kvt_rig_init(&crowd->rig, &(struct kvt_rig_options){.disk = crowd->disk,
+                                  .memory_limit = memory_limit,
+                                  .shape = &kvt_shape_large,
+                                  .evict_policy = policy});
+}
+
+/* As clients do: told to try again later, they do, while what is on its way to the disk goes. */
+static void crowd_append(struct crowd *crowd, unsigned i, uint32_t token_count, uint64_t seed)
+{
+    struct kvt_append append;
+    int err = KVARN_ERETRY_LATER;
+
+    for (unsigned n = 0; n < 50 && err == KVARN_ERETRY_LATER; n++) {
+        append = kvt_append_of(crowd->sessions[i], token_count, seed);
+        assert_int_equal(kvt_append_begin(&crowd->rig, &append), 0);
+        kvt_cold_spill(&crowd->rig);
+        assert_int_equal(append.outcome.done_count, 1);
+        err = append.outcome.why.err;
+        if (err == 0) {
+            kvt_model_append(&crowd->models[i], &append);
+        }
+        kvt_append_fini(&append);
+    }
+    assert_int_equal(err, 0);
+}
+
+/* All of it is read and right: waits while others are evicted for it. */
+static void crowd_check(struct crowd *crowd, unsigned i)
+{
+    struct kvt_attend attend = kvt_attend_of(crowd->sessions[i], 0, 1, 3);
+
+    attend.op.block_last = kvd_session_block_count(crowd->sessions[i]);
+    kvt_attend_begin(&crowd->rig, &attend);
+    for (unsigned n = 0; n < 200 && !attend.outcome.is_done; n++) {
+        kvd_io_fake_advance_ms(crowd->rig.fake, 10);
+        kvt_rig_settle(&crowd->rig);
+    }
+    assert_int_equal(attend.outcome.done_count, 1);
+    assert_int_equal(attend.outcome.why.err, 0);
+    kvt_attend_fini(&attend);
+    assert_int_equal(kvt_model_check(&crowd->models[i], crowd->sessions[i]), 0);
+    kvt_cold_spill(&crowd->rig);
+}
+
+/* One more, whose blocks are stored; it is used last then. */
+static void crowd_add(struct crowd *crowd, uint32_t token_count)
+{
+    char name[16];
+    unsigned i = crowd->count++;
+
+    (void)snprintf(name, sizeof(name), "s%u", i);
+    crowd->sessions[i] = kvt_session_open(&crowd->rig, name, 0);
+    kvt_model_init(&crowd->models[i], crowd->sessions[i], 512);
+    crowd_append(crowd, i, token_count, 1 + i);
+}
+
+static void crowd_fini(struct crowd *crowd)
+{
+    for (unsigned i = 0; i < crowd->count; i++) {
+        kvt_model_fini(&crowd->models[i]);
+        kvd_session_unref(crowd->sessions[i]);
+    }
+    kvt_cold_life_stop(&crowd->rig);
+    kvd_fake_disk_destroy(crowd->disk);
+}
+
+/* What is idle gives its tail, oldest first and no more than is needed; nothing else goes. */
+static void test_idle_tails_go_first(void **state)
+{
+    (void)state;
+    struct crowd crowd;
+    unsigned out = 0;
+    crowd_init(&crowd, "lru", UINT64_C(96) << 20);
+    while (crowd.count < 45) {
+        crowd_add(&crowd, 300);
+    }
+    const uint64_t *metrics = crowd.rig.service.metrics.values;
+    assert_int_equal(metrics[KVD_METRIC_evicted_blocks_watermark], 0);
+    kvd_io_fake_advance_ms(crowd.rig.fake, 10001);
+    while (crowd.count < 80) {
+        crowd_add(&crowd, 300);
+        assert_true(kvd_evictor_used_bytes(&crowd.rig.service) <= (UINT64_C(96) << 20) / 100 * 90);
+    }
+    for (unsigned i = 0; i < crowd.count; i++) {
+        const struct kvd_session *session = crowd.sessions[i];
+        bool is_out = kvd_session_has_missing(session);
+        assert_true(!is_out || out == i);                    /* the oldest */
+        assert_true(!is_out || session->missing_first == 2); /* nothing but the tail */
+        out += is_out;
+    }
+    assert_true(out > 0 && out < 45);
+    assert_int_equal(metrics[KVD_METRIC_evicted_blocks_watermark], out);
+    assert_int_equal(metrics[KVD_METRIC_cold_tails_written], out);
+    printf("%u tails of 45 idle sessions went\n", out);
+    for (unsigned i = 0; i < crowd.count; i++) {
+        crowd_check(&crowd, i);
+    }
+    crowd_fini(&crowd);
+}
+
+/* Far more sessions than there is memory, busy all the time: nobody is refused, and all are right.
+ */
+static void sessions_beyond_memory(const char *policy)
+{
+    struct crowd crowd;
+    crowd_init(&crowd, policy, UINT64_C(20) << 20);
+    while (crowd.count < 30) {
+        crowd_add(&crowd, 350);
+    }
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < crowd.count; i++) {
+            kvd_io_fake_advance_ms(crowd.rig.fake, 20);
+            crowd_append(&crowd, i, 1, 100 + round);
+            assert_true(crowd.rig.service.budget.used_bytes <= UINT64_C(20) << 20);
+        }
+    }
+    assert_int_equal(crowd.rig.service.cold.leaving_bytes, 0);
+    for (unsigned i = 0; i < crowd.count; i++) {
+        crowd_check(&crowd, i);
+    }
+    const uint64_t *metrics = crowd.rig.service.metrics.values;
+    assert_true(metrics[KVD_METRIC_cold_tails_written] > crowd.count);
+    assert_true(metrics[KVD_METRIC_cold_tails_loaded] > crowd.count);
+    assert_int_equal(metrics[KVD_METRIC_misses_evicted], 0);
+    crowd_fini(&crowd);
+}
+
+static void test_more_sessions_than_memory(void **state)
+{
+    (void)state;
+    sessions_beyond_memory("cost");
+    sessions_beyond_memory("lru");
+    sessions_beyond_memory("s3fifo");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -506,6 +655,8 @@ int main(void)
         cmocka_unit_test(test_s23_the_map_is_put_after_its_tail),
         cmocka_unit_test(test_s23_a_tail_that_fails_leaves_no_map),
         cmocka_unit_test(test_s23_a_drop_meets_a_tail_on_its_way),
+        cmocka_unit_test(test_idle_tails_go_first),
+        cmocka_unit_test(test_more_sessions_than_memory),
         cmocka_unit_test(test_who_waits_for_a_store_is_told_once),
     };
 
