@@ -557,6 +557,7 @@ int kvd_session_rows_for_write(struct kvd_session *session, uint32_t layer, uint
     if (err != 0) {
         return kvd_session_fail_space(session->service, ls->rows_page_bytes, why);
     }
+    kvd_evictor_check(session->service);
     kvd_page_set_filled(page, old == NULL ? 0 : row_first);
     *ret_copied = kvd_session_swap_rows(session, layer, block_idx, page);
     return 0;
