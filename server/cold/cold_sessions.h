@@ -152,8 +152,8 @@ bool kvd_cold_may_tail_out(const struct kvd_session *session);
 uint64_t kvd_cold_tail_out(struct kvd_session *session);
 
 /*
- * Put all that the session has; the waiter is told when it is stored, or when that ended otherwise.
- * False: there is no tier, or it takes nothing now, or the session is busy.
+ * Put all that the session has; the waiter is told when it is stored, or when that ended otherwise:
+ * the session is in use, or the disk failed. False: there is no tier, or it takes nothing now.
  */
 bool kvd_cold_store(struct kvd_session *session, struct kvd_cold_waiter *waiter);
 

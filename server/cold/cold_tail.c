@@ -303,7 +303,7 @@ static uint64_t tail_bytes(const struct kvd_session *session)
     return bytes;
 }
 
-/* Whether the tier could take what the session has, and the session is at rest. */
+/* Whether the tier could take what the session has. */
 static bool may_store(const struct kvd_session *session)
 {
     const struct kvd_cold_sessions *cold = &session->service->cold;
@@ -311,7 +311,7 @@ static bool may_store(const struct kvd_session *session)
     struct kvd_cold_stats stats;
 
     if (cold->tier == NULL || session->name == NULL || session->is_dropped || sc->is_buried ||
-        cold->is_flushing || sc->is_tail_refused || kvd_session_is_busy(session)) {
+        cold->is_flushing || sc->is_tail_refused) {
         return false;
     }
     cold->tier->ops->stats(cold->tier, &stats);
@@ -325,7 +325,7 @@ bool kvd_cold_may_tail_out(const struct kvd_session *session)
 
     return last != NULL && last->state == KVD_BLOCK_RESIDENT && last->cold == NULL &&
            !session->cold.is_tail_wanted && session->lifetime.pinned_blocks < count &&
-           may_store(session);
+           !kvd_session_is_busy(session) && may_store(session);
 }
 
 static void want(struct kvd_session *session)

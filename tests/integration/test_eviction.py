@@ -116,6 +116,36 @@ def test_whole_again_after_a_cut(start, connect):
 
 
 @pytest.mark.deadline(60)
+def test_s23_evict_writes_the_tail(start, connect, tmp_path):
+    """With a cold tier all of a session leaves memory, and none of it is lost: not when it is read
+    again, not when the daemon is killed."""
+    flags = ("--cold-dir", str(tmp_path / "cold"))
+    daemon = start(*flags)
+    conn = connect(daemon)
+    session = Session(conn, BIG, "s")
+    session.append([rows(1, 300)], 0)
+    first = b"".join(run.data for run in session.read_stored(0, 300))
+    reply = conn.call(pb.Evict(handle=session.handle)).message
+    assert (reply.blocks, reply.missing_first, reply.missing_last) == (3, 0, 300)
+    assert reply.freed_bytes >= 1 << 20  # the rows of sink and tail
+    usage = conn.call(pb.InspectSession(handle=session.handle)).message
+    assert usage.tail_pages == usage.sink_pages == usage.tile_pages == 0
+    assert conn.counter("cold_tails_written") == 1
+    assert b"".join(run.data for run in session.read_stored(0, 300)) == first
+    assert conn.counter("cold_tails_loaded") == 1
+    # What has not changed need not be written again.
+    assert conn.call(pb.Evict(handle=session.handle)).message.blocks == 3
+    assert conn.counter("cold_tails_written") == 1
+    daemon.kill()
+    conn = connect(start(*flags))
+    session = Session(conn, None, "s", mode="existing")
+    session.shape = BIG
+    assert conn.counter("cold_blocks_written") == 0
+    assert b"".join(run.data for run in session.read_stored(0, 300)) == first
+    session.append([rows(2, 10)], 300)
+
+
+@pytest.mark.deadline(60)
 def test_ttl_by_the_daemons_own_clock(start, connect):
     daemon = start()
     conn = connect(daemon)
