@@ -6,6 +6,7 @@
 #include "server/cold/cold_sessions.h"
 
 #include "server/cold/cold_segment.h"
+#include "server/cold/cold_spill.h"
 #include "server/service.h"
 
 bool kvd_cold_sessions_is_idle(const struct kvd_cold_sessions *cold)
@@ -57,9 +58,10 @@ void kvd_cold_sessions_fini(struct kvd_cold_sessions *cold)
     }
     cold->service->io->ops->timer_destroy(cold->timer);
     cold->timer = NULL;
-    if (cold->tier != NULL) {
-        struct kvd_cold *tier = cold->tier;
-        cold->tier = NULL; /* sessions that are freed from here on touch no record */
+    struct kvd_cold *tier = cold->tier;
+    cold->tier = NULL; /* sessions that are freed from here on touch no record */
+    kvd_tombstones_free(cold);
+    if (tier != NULL) {
         tier->ops->destroy(tier);
     }
 }

@@ -72,7 +72,8 @@ struct kvd_session_cold {
     bool is_tail_leaving; /* and out of memory then */
     bool is_tail_refused; /* the tier cannot take it as it is; until it is used */
     bool is_warm;         /* listed by the evictor: it may have a tail in memory */
-    bool is_buried;       /* a tombstone was put */
+    bool is_buried;       /* a tombstone was put, or need not be: nothing else is */
+    bool is_doubted;      /* a tombstone that failed may be found: a newer map is due */
     bool has_no_room;     /* the last load found no memory: admit, and miss */
     struct kvd_read_ahead ahead;
     bool is_tail_loading;
@@ -183,7 +184,11 @@ void kvd_cold_flush(struct kvd_cold_sessions *cold, void (*flushed_cb)(void *ctx
  */
 int kvd_cold_cut(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx);
 
-/* The same for a session that is to be dropped. On failure it is as it was. */
+/*
+ * The same for a session that is to be dropped or exchanged, by who waits until all of that is on
+ * disk: nothing more of it is put until then. On failure it is as it was, and else the caller ends
+ * with kvd_cold_forget().
+ */
 int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx);
 
 /* The session ends, or what it holds was exchanged: nothing of it may come back. */

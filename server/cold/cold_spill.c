@@ -159,7 +159,8 @@ static void session_done(struct kvd_cold_put *put, int err)
     struct kvd_spill_put *spill = (struct kvd_spill_put *)(void *)put;
     struct kvd_session_cold *sc = &spill->session->cold;
 
-    if (err == 0 && kvd_spill_is_current(spill) && sc->session_rec == NULL) {
+    if (err == 0 && kvd_spill_is_current(spill)) {
+        kvd_spill_forget(spill->cold, sc->session_rec); /* in doubt: kvd_session_cold.is_doubted */
         sc->session_rec = put->record;
     } else {
         kvd_spill_forget(spill->cold, put->record);
@@ -411,6 +412,7 @@ static void map_done(struct kvd_cold_put *put, int err)
         kvd_spill_forget(spill->cold, put->record);
     } else {
         map_replace(spill);
+        sc->is_doubted = sc->is_doubted && !sc->is_session_put;
         kvd_cold_named_settle(spill->session, spill->named_round);
         if (sc->puts == 0) {
             sc->mapped_tokens = spill->tokens;
@@ -516,26 +518,32 @@ static bool session_spill(struct kvd_session *session)
     int err = session->is_dropped ? KVARN_ENOT_FOUND : kvd_spill_blocks(session);
     uint32_t durable = kvd_spill_durable_blocks(session);
 
+    if (sc->is_buried && !session->is_dropped) {
+        return true; /* what is put after the tombstone would outlive it */
+    }
     if (sc->is_tail_wanted && kvd_tail_spill(session, err, durable)) {
         return true;
     }
     if (err == KVARN_ENOT_FOUND || err == KVARN_ETOO_LARGE) {
         return false;
     }
-    uint32_t count = kvd_spill_mappable_blocks(session, durable);
+    struct kvd_spill_tail tail = sc->is_tail_cold ? kvd_tail_own(session) : NO_TAIL;
+    uint32_t count =
+        sc->is_tail_cold ? sc->tail_first : kvd_spill_mappable_blocks(session, durable);
     /* A tier that is full keeps what this session's map names and the session no more. */
     bool is_relief = err == KVARN_ENOSPC && sc->is_session_put && !sc->is_tail_cold &&
                      kvd_cold_named_is_stale(session);
-    bool is_due = count > sc->mapped_blocks || is_relief;
+    bool is_unsaid = !is_zero(sc->uid) && (sc->is_doubted || !sc->is_session_put);
+    bool is_due = count > sc->mapped_blocks || is_relief || is_unsaid;
     if (is_due && sc->puts == 0 && kvd_spill_session(session) == 0) {
-        struct kvd_spill_put *map = kvd_spill_map_create(session, count, &NO_TAIL);
+        struct kvd_spill_put *map = kvd_spill_map_create(session, count, &tail);
         if (map != NULL && is_relief) {
             map->put.flags = KVD_COLD_BARRIER; /* for which there is room */
         }
         err = kvd_spill_map_start(session, map, count);
     }
     bool has_more = err != 0 && err != KVARN_EMISS;
-    return has_more || sc->next_block > sc->mapped_blocks;
+    return has_more || sc->is_doubted || sc->next_block > sc->mapped_blocks;
 }
 
 /* Cuts. */

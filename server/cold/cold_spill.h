@@ -68,6 +68,9 @@ void kvd_spill_arm(struct kvd_cold_sessions *cold, uint64_t ms);
 /* Put tombstones again that failed a while ago and that nobody waits for. */
 void kvd_tombstones_retry(struct kvd_cold_sessions *cold);
 
+/* Let go of those that wait for that. */
+void kvd_tombstones_free(struct kvd_cold_sessions *cold);
+
 /* Give a record up; NULL ok. */
 void kvd_spill_forget(struct kvd_cold_sessions *cold, struct kvd_cold_record *record);
 

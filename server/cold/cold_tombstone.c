@@ -66,6 +66,17 @@ void kvd_tombstones_retry(struct kvd_cold_sessions *cold)
     }
 }
 
+void kvd_tombstones_free(struct kvd_cold_sessions *cold)
+{
+    struct kvd_spill_put *spill;
+
+    while ((spill = STAILQ_FIRST(&cold->retries)) != NULL) {
+        STAILQ_REMOVE_HEAD(&cold->retries, retry_link);
+        cold->puts--;
+        kvd_spill_free(spill);
+    }
+}
+
 /* What the session has on disk is the tombstone's to give up. */
 static void victims_take(struct kvd_spill_put *spill)
 {
@@ -83,7 +94,10 @@ static void victims_take(struct kvd_spill_put *spill)
     spill->has_victims = true;
 }
 
-/* It failed: the session goes on as it was. */
+/*
+ * It failed: the session goes on as it was. The tombstone's bytes may be there all the same, so
+ * that what says that there is a session is put once more, above them.
+ */
 static void victims_return(struct kvd_spill_put *spill)
 {
     struct kvd_session_cold *sc = &spill->session->cold;
@@ -92,11 +106,14 @@ static void victims_return(struct kvd_spill_put *spill)
         return; /* another tombstone has them */
     }
     sc->is_buried = false;
+    sc->is_session_put = false;
+    sc->is_doubted = true;
     sc->session_rec = spill->victims[0];
     sc->map_rec = spill->victims[1];
     sc->tail_rec = spill->victims[2];
     kvd_cold_named_restore(spill->session, spill->named);
     spill->named = NULL;
+    kvd_cold_note(spill->session);
 }
 
 /* The session is still what the tombstone was put against. */
@@ -169,11 +186,14 @@ static int tomb_start(struct kvd_spill_put *spill)
 int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err), void *ctx)
 {
     struct kvd_cold_sessions *cold = &session->service->cold;
-    const struct kvd_session_cold *sc = &session->cold;
+    struct kvd_session_cold *sc = &session->cold;
 
     /* Who waits while another tombstone is on its way puts its own: one of them may fail. */
-    if (cold->tier == NULL || (sc->uid.hi == 0 && sc->uid.lo == 0) || cold->is_flushing ||
-        (sc->is_buried && done == NULL)) {
+    if (cold->tier == NULL || cold->is_flushing || (sc->is_buried && done == NULL)) {
+        return KVD_COLD_NOTHING;
+    }
+    if (sc->uid.hi == 0 && sc->uid.lo == 0) {
+        sc->is_buried = done != NULL; /* it stays so until what it is to be is there */
         return KVD_COLD_NOTHING;
     }
     struct kvd_spill_put *spill = kvd_spill_create(session, KVD_COLD_TOMBSTONE, tomb_done);
@@ -203,7 +223,10 @@ void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, ui
         .id = uid,
         .flags = KVD_COLD_BARRIER,
         .done = tomb_done};
-    (void)!tomb_start(spill);
+    /* From the loop: a start that fails after this leaves the tier as it found it. */
+    cold->puts++;
+    STAILQ_INSERT_TAIL(&cold->retries, spill, retry_link);
+    kvd_spill_arm(cold, 0);
 }
 
 void kvd_cold_forget(struct kvd_session *session)
@@ -226,6 +249,7 @@ void kvd_cold_forget(struct kvd_session *session)
     sc->uid = (struct kvd_cold_id){0};
     sc->is_session_put = false;
     sc->is_buried = false;
+    sc->is_doubted = false;
     sc->mapped_tokens = 0;
     sc->durable_tokens = 0;
     sc->mapped_blocks = 0;

@@ -24,6 +24,9 @@
 /* A session that should expire but has work in flight is looked at again after this. */
 #define BUSY_NS (100 * NS_PER_MS)
 
+/* One that the cold tier could not record the end of, after this. */
+#define RETRY_NS (1000 * NS_PER_MS)
+
 static int due_compare(const struct kvd_lifetime *a, const struct kvd_lifetime *b)
 {
     if (a->due_ns != b->due_ns) {
@@ -92,6 +95,32 @@ static void relist(struct kvd_session *session, uint64_t now_ns)
     arm(lifetimes, now_ns);
 }
 
+/* The cold tier will not bring it back, or could not be told so: then it is tried again. */
+static void expired_cb(void *ctx, int err)
+{
+    struct kvd_session *session = ctx;
+
+    if (err == 0 && !session->is_dropped) {
+        kvd_metrics_add(&session->service->metrics, KVD_METRIC_sessions_expired, 1);
+        kvd_session_table_drop(&session->service->sessions, session);
+    }
+    kvd_session_unref(session);
+}
+
+/*
+ * Drop it, once that is on disk: who opens the name anew after that finds nothing of it, in no life
+ * of the daemon.
+ */
+static void expire(struct kvd_lifetimes *lifetimes, struct kvd_session *session, uint64_t now_ns)
+{
+    list(lifetimes, &session->lifetime, now_ns + RETRY_NS);
+    (void)kvd_session_ref(session);
+    int err = kvd_cold_bury(session, expired_cb, session);
+    if (err != 0) {
+        expired_cb(session, err == KVD_COLD_NOTHING ? 0 : err);
+    }
+}
+
 /* The first one is due: end its pin, drop it, or put it back. */
 static void due_look(struct kvd_lifetimes *lifetimes, struct kvd_session *session, uint64_t now_ns)
 {
@@ -104,11 +133,11 @@ static void due_look(struct kvd_lifetimes *lifetimes, struct kvd_session *sessio
     uint64_t due_ns = due_of(session);
     if (due_ns > now_ns) {
         list(lifetimes, lifetime, due_ns);
-    } else if (kvd_session_is_busy(session)) {
+    } else if (kvd_session_is_busy(session) || session->cold.is_buried ||
+               session->service->cold.is_flushing) {
         list(lifetimes, lifetime, now_ns + BUSY_NS);
     } else {
-        kvd_metrics_add(&lifetimes->service->metrics, KVD_METRIC_sessions_expired, 1);
-        kvd_session_table_drop(&lifetimes->service->sessions, session);
+        expire(lifetimes, session, now_ns);
     }
 }
 

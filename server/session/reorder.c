@@ -115,6 +115,7 @@ static void members_exchange(struct kvd_reorder *reorder)
             kvd_session_swap_contents(member->session, member->copy);
             member->session->epoch = kvd_session_table_new_epoch(&reorder->service->sessions);
             kvd_evictor_update(member->session);
+            kvd_cold_note(member->session);
         }
         kvd_lifetime_touch(member->session);
     }
@@ -248,6 +249,9 @@ void kvd_reorder_cancel(struct kvd_reorder *reorder, int err)
     struct kvd_failure why = {0};
 
     KVARN_ASSERT(err != 0);
+    if (reorder->burying > 0) {
+        return; /* what it waits for tells of its end */
+    }
     kvd_fail(&why, err, "nothing was reordered");
     kvd_slices_remove(&reorder->service->sessions.slices, &reorder->slice);
     reorder->waiting = UINT32_MAX; /* who gets a turn meanwhile changes nothing */
