@@ -119,6 +119,7 @@ struct kvd_cold_found {
     uint64_t records;
     uint64_t torn;    /* stretches that were being written when the daemon or the power went */
     uint64_t damaged; /* records and headers that had been durable and do not match */
+    uint64_t sessions_lost; /* of a suspect start: that could be seen and were given up */
     uint64_t duration_ns;
     bool is_clean;   /* closed cleanly, and nothing was written since */
     bool is_suspect; /* tombstones may be among what is lost: no session may come back */

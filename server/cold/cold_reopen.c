@@ -61,15 +61,16 @@ static int by_id(const void *a, const void *b)
     return order != 0 ? order : (int)x->type - (int)y->type;
 }
 
-/* The record of a type and id; NULL: none. */
-static struct found_record *find(
-    const struct reopening *reopening, struct kvd_cold_id id, enum kvd_cold_type type)
+/* The record of a type and id, if it is this tenant's (SEMANTICS.md 14); NULL: none. */
+static struct found_record *find(const struct reopening *reopening, uint32_t tenant_id,
+    struct kvd_cold_id id, enum kvd_cold_type type)
 {
     struct found_record key = {.info = {.id = id, .type = type}};
+    struct found_record *found = reopening->count == 0 ? NULL
+                                                       : bsearch(&key, reopening->list,
+                                                             reopening->count, sizeof(key), by_id);
 
-    return reopening->count == 0
-               ? NULL
-               : bsearch(&key, reopening->list, reopening->count, sizeof(key), by_id);
+    return found != NULL && found->info.tenant_id == tenant_id ? found : NULL;
 }
 
 static struct kvd_cold_record *record_of(struct found_record *found)
@@ -136,9 +137,10 @@ static void shape_reopen(struct reopening *reopening, struct found_record *found
 /* Sessions. */
 
 /* The copy of a block that a map names, shared by all maps that do; NULL: it is not there. */
-static struct kvd_cold_copy *copy_of(const struct reopening *reopening, struct kvd_cold_id id)
+static struct kvd_cold_copy *copy_of(
+    const struct reopening *reopening, uint32_t tenant_id, struct kvd_cold_id id)
 {
-    struct found_record *found = find(reopening, id, KVD_COLD_PAGE);
+    struct found_record *found = find(reopening, tenant_id, id, KVD_COLD_PAGE);
 
     if (found == NULL) {
         return NULL;
@@ -180,7 +182,7 @@ static int block_add(struct reopening *reopening, struct kvd_session *session,
             block->layers_kept--;
         }
     }
-    block->cold = id == NULL ? NULL : copy_of(reopening, *id);
+    block->cold = id == NULL ? NULL : copy_of(reopening, session->tenant_id, *id);
     bool is_there = block->cold != NULL || (id == NULL && has_tail);
     block->state = is_there ? KVD_BLOCK_COLD : KVD_BLOCK_MISSING;
     block->miss_reason = KVARND__MISS_REASON__MISS_RESTART;
@@ -230,19 +232,30 @@ static int session_fill(struct reopening *reopening, struct kvd_session *session
     return err;
 }
 
-/* Blocks of a map that no append changes: the last may be a sink that was cut. */
+/*
+ * Leading blocks of a map that are on disk and that no append changes: one may be missing, and the
+ * last may be a sink that was cut.
+ */
 static uint32_t whole_blocks(const struct kvd_session *session, uint32_t block_count)
 {
     uint64_t whole = kvd_session_length(session) / session->shape->group;
+    uint32_t count = 0;
 
-    return whole < block_count ? (uint32_t)whole : block_count;
+    while (count < whole && count < block_count) {
+        const struct kvd_block *block = kvd_session_block(session, count);
+        if (block != NULL && block->cold == NULL) {
+            break;
+        }
+        count++;
+    }
+    return count;
 }
 
 static void cold_fill(struct reopening *reopening, struct kvd_session *session,
     struct found_record *found, struct found_record *map_found, const struct kvd_cold_map_head *map)
 {
     struct kvd_session_cold *sc = &session->cold;
-    struct found_record *tail = find(reopening, map->tail_id, KVD_COLD_TAIL);
+    struct found_record *tail = find(reopening, session->tenant_id, map->tail_id, KVD_COLD_TAIL);
     bool has_tail = map->tail_id.hi != 0 || map->tail_id.lo != 0;
 
     sc->uid = found->info.id;
@@ -304,7 +317,8 @@ static bool keeps_epochs(const struct kvd_cold_sessions *cold)
 static int session_reopen(struct reopening *reopening, struct found_record *found)
 {
     uint64_t missing_before = reopening->missing_blocks;
-    struct found_record *map_found = find(reopening, found->info.id, KVD_COLD_MAP);
+    struct found_record *map_found =
+        find(reopening, found->info.tenant_id, found->info.id, KVD_COLD_MAP);
     struct kvd_cold_map_head *map = calloc(1, sizeof(*map));
     struct kvd_cold_session_head head;
     struct kvd_session *session = NULL;
@@ -361,9 +375,48 @@ static void rest_forget(struct reopening *reopening)
     }
 }
 
+/* Of two sessions with one name the one that was made later is meant. */
+static int by_age(const void *a, const void *b)
+{
+    const struct found_record *x = *(struct found_record *const *)a;
+    const struct found_record *y = *(struct found_record *const *)b;
+
+    return x->info.sequence > y->info.sequence ? -1 : x->info.sequence < y->info.sequence;
+}
+
+/* Returns 0, or KVARN_ENOMEM where sessions would be lost for want of memory. */
+static int sessions_reopen(struct reopening *reopening)
+{
+    struct found_record **list = calloc(reopening->count + 1, sizeof(list[0]));
+    size_t count = 0;
+    int err = 0;
+
+    if (list == NULL) {
+        return KVARN_ENOMEM;
+    }
+    for (size_t i = 0; i < reopening->count; i++) {
+        if (reopening->list[i].info.type == KVD_COLD_SESSION) {
+            list[count++] = &reopening->list[i];
+        }
+    }
+    qsort(list, count, sizeof(list[0]), by_age);
+    for (size_t i = 0; i < count && err == 0; i++) {
+        int why = session_reopen(reopening, list[i]);
+        if (why == KVARN_ENOMEM || why == KVARN_ENOSPC) {
+            err = KVARN_ENOMEM;
+        } else if (why == 0) {
+            reopening->sessions++;
+        } else {
+            session_give_up(reopening, list[i]);
+        }
+    }
+    free(list);
+    return err;
+}
+
 int kvd_cold_reopen(struct kvd_cold_sessions *cold)
 {
-    struct reopening reopening = {.cold = cold};
+    struct reopening reopening = {.cold = cold, .lost = cold->found.sessions_lost};
 
     cold->tier->ops->each(cold->tier, each_cb, &reopening);
     if (reopening.err != 0) {
@@ -378,19 +431,17 @@ int kvd_cold_reopen(struct kvd_cold_sessions *cold)
             shape_reopen(&reopening, &reopening.list[i]);
         }
     }
-    for (size_t i = 0; i < reopening.count; i++) {
-        struct found_record *found = &reopening.list[i];
-        if (found->info.type != KVD_COLD_SESSION) {
-            continue;
-        }
-        if (!cold->found.is_suspect && session_reopen(&reopening, found) == 0) {
-            reopening.sessions++;
-        } else {
-            session_give_up(&reopening, found);
-        }
-    }
+    int err = sessions_reopen(&reopening);
     rest_forget(&reopening);
     free(reopening.list);
+    if (err != 0) {
+        const struct kvd_budget *budget = &cold->service->budget;
+        kvd_log(KVD_LOG_ERROR, "cold_failed",
+            "error=%s used=%" PRIu64 " memory_limit=%" PRIu64
+            ": too little memory for the sessions in the folder, which stay there",
+            kvarn_err_label(err), budget->used_bytes, budget->limit_bytes);
+        return err;
+    }
     kvd_log(KVD_LOG_INFO, "cold_sessions",
         "sessions=%" PRIu64 " lost=%" PRIu64 " missing_blocks=%" PRIu64, reopening.sessions,
         reopening.lost, reopening.missing_blocks);

@@ -130,6 +130,9 @@ static void waiting_kick(struct kvd_cold_sessions *cold, const struct kvd_sessio
     struct kvd_session *session;
 
     kvd_prefetches_run(&cold->service->prefetches); /* before operations change what came */
+    if (cold->is_flushing) {
+        kvd_spill_arm(cold, 0); /* the stop may have waited for this load alone */
+    }
     TAILQ_CONCAT(&waiting, &cold->waiting, cold.wait_link);
     while ((session = TAILQ_FIRST(&waiting)) != NULL) {
         TAILQ_REMOVE(&waiting, session, cold.wait_link);

@@ -403,6 +403,39 @@ static int records_rank(struct cold_segment *cold, struct kvd_cold_found *found)
     return 0;
 }
 
+/* Sessions that would have come back from what can be read. Returns 0 or KVARN_ENOMEM. */
+static int sessions_count(const struct cold_segment *cold, uint64_t *ret)
+{
+    struct kvd_cold_record **list =
+        calloc(cold->stats.records + 1, sizeof(struct kvd_cold_record *));
+    struct kvd_cold_record *record;
+    struct cold_file *file;
+    size_t count = 0;
+
+    if (list == NULL) {
+        return KVARN_ENOMEM;
+    }
+    TAILQ_FOREACH(file, &cold->files, link)
+    {
+        TAILQ_FOREACH(record, &file->records[COLD_RECORD_LIVE], link)
+        {
+            if (record->type == KVD_COLD_SESSION || record->type == KVD_COLD_TOMBSTONE) {
+                list[count++] = record;
+            }
+        }
+    }
+    qsort(list, count, sizeof(struct kvd_cold_record *), by_rank);
+    *ret = 0;
+    for (size_t i = 0; i < count; i++) {
+        bool is_first = i == 0 || !is_same_id(list[i], list[i - 1]);
+        bool is_above = !is_first && list[i - 1]->type == KVD_COLD_TOMBSTONE &&
+                        list[i]->sequence > list[i - 1]->sequence;
+        *ret += list[i]->type == KVD_COLD_SESSION && (is_first || is_above) ? 1 : 0;
+    }
+    free(list);
+    return 0;
+}
+
 static int list_numbers(struct cold_segment *cold, struct listing *listing)
 {
     struct kvd_file_op list = {
@@ -495,7 +528,8 @@ int kvd_segment_recover(struct cold_segment *cold, struct kvd_cold_found *found)
 
     err = err != 0 ? err : files_read(cold, found);
     if (err == 0 && found->is_suspect) {
-        err = suspects_remove(cold);
+        err = sessions_count(cold, &found->sessions_lost);
+        err = err != 0 ? err : suspects_remove(cold);
     }
     if (err == 0 && cold->tier_id == 0) {
         err = cold->io->ops->random(cold->io, &cold->tier_id, sizeof(cold->tier_id));

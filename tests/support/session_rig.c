@@ -116,6 +116,7 @@ void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)
             &rig->service.shapes, KVD_TENANT_DEFAULT, desc, &rig->shape, why, sizeof(why)) != 0) {
         fail_msg("shape: %s", why);
     }
+    kvt_rig_settle(rig); /* sessions that could not come back are freed in slices */
     rig->budget_start =
         rig->service.budget.used_bytes - rig->service.budget.kind_bytes[KVD_BUDGET_COLD];
 }
