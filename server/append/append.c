@@ -443,8 +443,9 @@ int kvd_append_start(
     append->done_cb = args->done_cb;
     append->op.layer_first = args->layer_first;
     append->op.layer_count = args->layer_count;
-    append->op.needs_tail = !args->is_batched;
-    append->op.block_last = args->is_batched ? UINT32_MAX : 0; /* it attends to all there is */
+    bool attends = args->committed_cb != NULL; /* to all there is */
+    append->op.needs_tail = !attends;
+    append->op.block_last = attends ? UINT32_MAX : 0;
     if (ret != NULL) {
         *ret = append;
     }
