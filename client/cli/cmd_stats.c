@@ -46,6 +46,42 @@ static void stats_json(struct json *json, const struct kvarn_stats_result *stats
     json_object_close(json);
 }
 
+/* A counter by who asks and what: "read_tokens_cold". 0 when a server has no such one. */
+static uint64_t hits_counter(
+    const struct kvarn_stats_result *stats, const char *who, const char *what)
+{
+    char name[64];
+
+    (void)snprintf(name, sizeof name, "%s_tokens_%s", who, what);
+    for (size_t i = 0; i < stats->counter_count; i++) {
+        if (strcmp(stats->counters[i].name, name) == 0) {
+            return stats->counters[i].value;
+        }
+    }
+    return 0;
+}
+
+/* Where the tokens that were asked for came from. */
+static void hits_print(const struct kvarn_stats_result *stats)
+{
+    static const char *const askers[] = {"read", "attend", "match"};
+    static const char *const places[] = {"memory", "cold", "missed"};
+
+    printf("%-16s %16s %10s %10s %10s\n", "TOKENS", "ASKED", "MEMORY", "COLD", "MISSED");
+    for (size_t i = 0; i < sizeof askers / sizeof askers[0]; i++) {
+        uint64_t asked = hits_counter(stats, askers[i], "asked");
+
+        printf("%-16s %16" PRIu64, askers[i], asked);
+        for (size_t j = 0; j < sizeof places / sizeof places[0]; j++) {
+            uint64_t count = hits_counter(stats, askers[i], places[j]);
+
+            printf(" %8.2f %%", asked == 0 ? 0.0 : 100.0 * (double)count / (double)asked);
+        }
+        printf("\n");
+    }
+    printf("\n");
+}
+
 static void stats_print(const struct kvarn_stats_result *stats)
 {
     char in[CTL_BYTES_TEXT_MAX];
@@ -63,6 +99,7 @@ static void stats_print(const struct kvarn_stats_result *stats)
             op->latency_us_max);
     }
     printf("\n");
+    hits_print(stats);
     for (size_t i = 0; i < stats->counter_count; i++) {
         const struct kvarn_counter *c = &stats->counters[i];
 

@@ -93,6 +93,17 @@ static void lengths_commit(struct kvd_append *append)
     kvd_lifetime_touch(session);
 }
 
+/* Its attend takes its snapshot now. */
+static void committed_tell(const struct kvd_append *append, uint32_t sealed_blocks)
+{
+    if (append->ret_cold != NULL) {
+        *append->ret_cold = append->op.cold;
+    }
+    if (append->committed_cb != NULL) {
+        append->committed_cb(append->ctx, sealed_blocks);
+    }
+}
+
 /*
  * Everything is in place: one step on the loop makes it visible (SEMANTICS.md 8). Its layers stay
  * pending until what follows from it is done, in slices, so that nobody meets less.
@@ -104,9 +115,7 @@ static void append_commit(struct kvd_append *append)
 
     KVARN_ASSERT(append->unhashed == NULL);
     lengths_commit(append);
-    if (append->committed_cb != NULL) {
-        append->committed_cb(append->ctx, sealed_before);
-    }
+    committed_tell(append, sealed_before);
 }
 
 /* Nothing is stored for a session that was dropped, or too late, or against its owner's wish. */
@@ -196,10 +205,7 @@ static void append_finish_repeat(struct kvd_append *append)
     const struct kvd_session *session = append->session;
     struct kvd_failure none = {0};
 
-    if (append->committed_cb != NULL) {
-        append->committed_cb(
-            append->ctx, session->layers[append->plan.layers[0].layer].sealed_blocks);
-    }
+    committed_tell(append, session->layers[append->plan.layers[0].layer].sealed_blocks);
     append_finish(append, &none, true);
 }
 
@@ -440,6 +446,7 @@ int kvd_append_start(
     append->deadline_ns = args->deadline_ns;
     append->ctx = args->ctx;
     append->committed_cb = args->committed_cb;
+    append->ret_cold = args->ret_cold;
     append->done_cb = args->done_cb;
     append->op.layer_first = args->layer_first;
     append->op.layer_count = args->layer_count;

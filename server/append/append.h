@@ -52,6 +52,8 @@ struct kvd_append_args {
      * NULL.
      */
     void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
+    /* Set before committed_cb: what the append waited for. NULL: not wanted. */
+    struct kvd_op_cold *ret_cold;
     /*
      * Exactly once, possibly inside start. why->err 0: stored (or, is_repeat, stored by an
      * identical request before; committed_cb ran in that case too).

@@ -50,6 +50,7 @@ struct kvd_append {
     uint64_t deadline_ns;
     void *ctx;
     void (*committed_cb)(void *ctx, uint32_t sealed_blocks);
+    struct kvd_op_cold *ret_cold; /* borrowed; or NULL */
     void (*done_cb)(void *ctx, const struct kvd_failure *why, bool is_repeat);
     int cancel_err;
     size_t taken_bytes;

@@ -11,6 +11,7 @@
 #include "server/append/seal.h"
 #include "server/base/log.h"
 #include "server/cold/cold_spill.h"
+#include "server/cold/cold_usage.h"
 #include "server/evict/session_evict.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
@@ -716,7 +717,7 @@ static bool block_want(struct kvd_session *session, uint32_t block_idx)
     return err == 0;
 }
 
-bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op *op)
+bool kvd_cold_is_ready(struct kvd_session *session, struct kvd_session_op *op)
 {
     const struct kvd_cold_sessions *cold = &session->service->cold;
     bool is_ready = true;
@@ -729,6 +730,9 @@ bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op 
         return true; /* it is told what it misses */
     }
     struct kvd_block_range need = need_of(session, op);
+    if (op->cold.blocks == 0) {
+        kvd_cold_away(session, need.first, need.last, &op->cold);
+    }
     for (uint32_t b = need.first; b < need.last; b++) {
         is_ready = !block_want(session, b) && is_ready;
         if (!is_ready && cold->loads >= LOADS_MAX) {

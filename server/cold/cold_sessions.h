@@ -196,9 +196,10 @@ void kvd_cold_forget(struct kvd_session *session);
 
 /*
  * Whether what an operation needs is in memory; starts the loads that it waits for. Called when it
- * is first in its queue; the session is kicked when a load ends.
+ * is first in its queue; the session is kicked when a load ends. Notes in op->cold what was away
+ * the first time.
  */
-bool kvd_cold_is_ready(struct kvd_session *session, const struct kvd_session_op *op);
+bool kvd_cold_is_ready(struct kvd_session *session, struct kvd_session_op *op);
 
 /* cold_spill.c */
 

@@ -7,6 +7,9 @@
 
 #include "server/service.h"
 
+/* Blocks that hit rates look at one by one. */
+#define AWAY_BLOCKS_MAX 1024
+
 static uint64_t stored_bytes(
     const struct kvd_session *session, const struct kvd_cold_record *record)
 {
@@ -78,4 +81,27 @@ uint64_t kvd_cold_restart_tokens(const struct kvd_session *session)
 uint32_t kvd_cold_away_blocks(const struct kvd_session *session)
 {
     return session->missing_last - session->missing_first - session->cold.restored_blocks;
+}
+
+void kvd_cold_away(
+    const struct kvd_session *session, uint32_t first, uint32_t last, struct kvd_op_cold *ret)
+{
+    uint32_t seen_last = last - first > AWAY_BLOCKS_MAX ? first + AWAY_BLOCKS_MAX : last;
+    struct kvd_op_cold away = {0};
+
+    for (uint32_t b = first; b < seen_last; b++) {
+        const struct kvd_block *block = kvd_session_block(session, b);
+        if (block != NULL &&
+            (block->state == KVD_BLOCK_COLD || block->state == KVD_BLOCK_LOADING)) {
+            away.block_first = away.blocks == 0 ? b : away.block_first;
+            away.block_last = b + 1;
+            away.blocks++;
+        }
+    }
+    if (seen_last < last) {
+        away.block_first = away.blocks == 0 ? seen_last : away.block_first;
+        away.block_last = last;
+        away.blocks += last - seen_last;
+    }
+    *ret = away;
 }

@@ -1,5 +1,5 @@
 /*
- * What of a session is not in memory, and what of it is on disk: for InspectSession.
+ * What of a session is not in memory, and what of it is on disk: for InspectSession and hit rates.
  *
  * Owner: none. Thread: loop only.
  */
@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+struct kvd_op_cold;
 struct kvd_session;
 
 /* Blocks, and the bytes of their pages as they are, were or will be in memory. */
@@ -40,5 +41,12 @@ uint64_t kvd_cold_restart_tokens(const struct kvd_session *session);
 
 /* Blocks that are not in memory, whatever became of them. */
 uint32_t kvd_cold_away_blocks(const struct kvd_session *session);
+
+/*
+ * Which of blocks [first, last) are cold or on their way back. The first 1,024 are looked at, in
+ * some 15 us; those behind them count as away.
+ */
+void kvd_cold_away(
+    const struct kvd_session *session, uint32_t first, uint32_t last, struct kvd_op_cold *ret);
 
 #endif

@@ -213,6 +213,23 @@ int kvd_session_lose_block(
     return 0;
 }
 
+/* Count the miss; returns what became of the tokens, in words. */
+static const char *miss_count(struct kvd_metrics *metrics, int reason, uint64_t tokens)
+{
+    switch (reason) {
+    case KVARND__MISS_REASON__MISS_CHECKSUM:
+        kvd_metrics_add(metrics, KVD_METRIC_misses_checksum, 1);
+        return "do not match their checksums";
+    case KVARND__MISS_REASON__MISS_RESTART:
+        kvd_metrics_add(metrics, KVD_METRIC_misses_restart, 1);
+        return "were not found at the last start";
+    default:
+        kvd_metrics_add(metrics, KVD_METRIC_misses_evicted, 1);
+        kvd_metrics_add(metrics, KVD_METRIC_tokens_missed_evicted, tokens);
+        return "were evicted";
+    }
+}
+
 static int fail_missing(const struct kvd_session *session, uint32_t layer, uint32_t block_idx,
     uint64_t tokens, struct kvd_failure *why)
 {
@@ -224,11 +241,10 @@ static int fail_missing(const struct kvd_session *session, uint32_t layer, uint3
     /* A cold one could not be loaded for want of memory. */
     why->reason = block->state == KVD_BLOCK_MISSING ? (Kvarnd__MissReason)block->miss_reason
                                                     : KVARND__MISS_REASON__MISS_EVICTED;
-    kvd_metrics_add(metrics, KVD_METRIC_misses_evicted, 1);
-    kvd_metrics_add(metrics, KVD_METRIC_tokens_missed_evicted, tokens);
+    const char *became = miss_count(metrics, (int)why->reason, tokens);
     return kvd_fail(why, KVARN_EMISS,
-        "tokens %" PRIu64 " to %" PRIu64 " of layer %" PRIu32 " were evicted", missing_first,
-        missing_last - 1, layer);
+        "of tokens %" PRIu64 " to %" PRIu64 " of layer %" PRIu32 " some or all %s", missing_first,
+        missing_last - 1, layer, became);
 }
 
 int kvd_session_check_present(const struct kvd_session *session, uint32_t layer, uint64_t first,

@@ -20,6 +20,7 @@
 #include "lib/base/limits.h"
 #include "server/base/cache_line.h"
 #include "server/base/kernel_cost.h"
+#include "server/read/hits.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
@@ -579,6 +580,7 @@ void kvd_attend_start(struct kvd_service *service, const struct kvd_attend_args 
     }
     rows_range(args, 0, args->q_tokens, &low, &plan.high);
     if (kvd_session_check_range(session, args->layer, low, plan.high, &why) != 0) {
+        kvd_hits_miss(&service->metrics, KVD_HITS_ATTEND, plan.high - low, (int)why.reason);
         args->done_cb(args->ctx, &why);
         return;
     }
@@ -594,5 +596,7 @@ void kvd_attend_start(struct kvd_service *service, const struct kvd_attend_args 
     }
     kvd_metrics_add(
         &service->metrics, KVD_METRIC_tokens_attended, (attend->high - low) * attend->ls->kv_heads);
+    kvd_hits_add(&service->metrics, KVD_HITS_ATTEND, attend->high - low,
+        kvd_hits_cold_tokens(&args->cold, session->shape->group, low, attend->high));
     attend_run(attend);
 }

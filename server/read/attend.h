@@ -32,9 +32,10 @@ struct kvd_attend_args {
     bool is_out_rotated;
     bool is_batched;        /* others begin in the same turn: leave the loop alone (SEMANTICS 18) */
     uint32_t sealed_blocks; /* read as tiles; at most layer->sealed_blocks */
-    const void *q;          /* [q_heads][q_tokens][k_dim], borrowed until done_cb */
-    void *out;              /* [q_heads][q_tokens][v_dim] of out_dtype, borrowed until done_cb */
-    float *lse;             /* [q_heads][q_tokens], may be unaligned: written by memcpy */
+    struct kvd_op_cold cold; /* what its operation waited for */
+    const void *q;           /* [q_heads][q_tokens][k_dim], borrowed until done_cb */
+    void *out;               /* [q_heads][q_tokens][v_dim] of out_dtype, borrowed until done_cb */
+    float *lse;              /* [q_heads][q_tokens], may be unaligned: written by memcpy */
     void *ctx;
     /* Exactly once, possibly inside start. On failure out and lse hold garbage. */
     void (*done_cb)(void *ctx, const struct kvd_failure *why);

@@ -284,6 +284,7 @@ void kvd_attend_item_start(struct kvd_attend_item *item, uint32_t sealed_blocks)
         .is_out_rotated = params->out_rotated,
         .is_batched = item->batch->item_count > 1,
         .sealed_blocks = sealed_blocks,
+        .cold = item->op.cold,
         .q = item->q,
         .out = data + item->out_offset,
         .lse = (void *)(data + item->lse_offset),

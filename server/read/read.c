@@ -13,6 +13,7 @@
 #include "lib/base/assert.h"
 #include "lib/base/limits.h"
 #include "server/base/cache_line.h"
+#include "server/read/hits.h"
 #include "server/rpc/reply_buffer.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
@@ -130,10 +131,18 @@ static void read_release_cb(void *ctx)
     read_destroy(ctx);
 }
 
+static uint64_t asked_tokens(const struct kvd_read *read)
+{
+    return (read->args.last - read->args.first) * read->args.layer_count;
+}
+
 /* Tell the owner and free. */
 static void read_fail(struct kvd_read *read, const struct kvd_failure *why)
 {
     KVARN_ASSERT(why->err != 0);
+    if (why->err == KVARN_EMISS) {
+        kvd_hits_miss(&read->service->metrics, KVD_HITS_READ, asked_tokens(read), (int)why->reason);
+    }
     read->args.done_cb(read->args.ctx, why, NULL);
     read_destroy(read);
 }
@@ -145,8 +154,11 @@ static void read_succeed(struct kvd_read *read)
     struct kvd_read_result result = {
         .runs = read->runs, .run_count = read->run_count, .epoch = read->epoch};
 
-    kvd_metrics_add(&read->service->metrics, KVD_METRIC_tokens_read,
-        (args->last - args->first) * args->layer_count);
+    uint64_t cold =
+        kvd_hits_cold_tokens(&read->op.cold, read->session->shape->group, args->first, args->last);
+    kvd_metrics_add(&read->service->metrics, KVD_METRIC_tokens_read, asked_tokens(read));
+    kvd_hits_add(
+        &read->service->metrics, KVD_HITS_READ, asked_tokens(read), cold * args->layer_count);
     if (read->buf_count > 0) {
         /* The reply is the pages themselves: all of this lives until it has been sent. */
         result.payload = (struct kvd_reply_payload){.bufs = read->bufs,
@@ -174,6 +186,8 @@ static void read_conclude(struct kvd_read *read)
     for (uint32_t i = 0; i < read->job_count; i++) {
         if (read->jobs[i].fault.err != 0) {
             kvd_read_fault_describe(&read->jobs[i].fault, &why);
+            kvd_metrics_add(&read->service->metrics, KVD_METRIC_misses_checksum,
+                why.err == KVARN_EMISS ? 1 : 0);
             read_fail(read, &why);
             return;
         }

@@ -166,6 +166,7 @@ static void item_begin(struct kvd_attend_item *item, const uint8_t *data, bool i
         .deadline_ns = request->deadline_ns,
         .ctx = item,
         .committed_cb = item_committed_cb,
+        .ret_cold = &item->op.cold,
         .done_cb = item_append_done_cb};
     if (kvd_append_start(request->service, &args, &item->append) != 0) {
         kvd_fail(&item->why, KVARN_ENOMEM, "no memory for the append");

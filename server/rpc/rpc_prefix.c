@@ -11,6 +11,7 @@
 #include "lib/base/limits.h"
 #include "server/conn/conn.h"
 #include "server/prefix/prefix_lease.h"
+#include "server/read/hits.h"
 #include "server/rpc/rpc.h"
 #include "server/rpc/rpc_check.h"
 #include "server/session/session_blocks.h"
@@ -23,6 +24,7 @@ struct match_call {
     const uint8_t *data;
     size_t block_bytes; /* of data, for one block */
     uint32_t block_count;
+    uint32_t cold_blocks; /* of those found, not in memory */
 };
 
 static const Kvarnd__MatchPrefix *match_message(const struct kvd_request *request)
@@ -80,6 +82,23 @@ static int lease_keep(struct match_call *call, struct kvd_failure *why)
     return err == 0 ? 0 : kvd_fail(why, err, "no memory for a lease");
 }
 
+/* What was found, and that the rest was never stored, as far as the asker may know. */
+static void hits_count(const struct match_call *call, uint64_t tokens)
+{
+    const struct kvd_prefix_lease *lease = call->lease;
+    const Kvarnd__MatchPrefix *message = match_message(call->request);
+    uint64_t asked = message->has_hash_count ? (uint64_t)message->hash_count * lease->shape->group
+                                             : message->token_count;
+    struct kvd_metrics *metrics = &call->request->service->metrics;
+
+    kvd_hits_add(
+        metrics, KVD_HITS_MATCH, tokens, (uint64_t)call->cold_blocks * lease->shape->group);
+    if (asked > tokens) {
+        kvd_hits_miss(
+            metrics, KVD_HITS_MATCH, asked - tokens, KVARND__MISS_REASON__MISS_NEVER_STORED);
+    }
+}
+
 static void match_finish(struct match_call *call)
 {
     struct kvd_request *request = call->request;
@@ -93,6 +112,7 @@ static void match_finish(struct match_call *call)
         return;
     }
     kvd_metrics_add(&request->service->metrics, KVD_METRIC_prefix_tokens_matched, tokens);
+    hits_count(call, tokens);
     reply.status = &status;
     reply.has_tokens = 1;
     reply.tokens = tokens;
@@ -120,6 +140,7 @@ static bool match_one(struct match_call *call)
         return false;
     }
     lease->blocks[idx] = kvd_block_ref(block);
+    call->cold_blocks += block->state == KVD_BLOCK_RESIDENT ? 0 : 1;
     lease->chain = next;
     kvd_prefix_index_touch(index, block, idx == 0 ? NULL : lease->blocks[idx - 1]);
     return true;

@@ -96,6 +96,12 @@ struct kvd_session {
     struct kvd_layer layers[];    /* shape->layer_count */
 };
 
+/* Blocks that were not in memory when an operation came to its turn: `blocks` of the stretch. */
+struct kvd_op_cold {
+    uint32_t block_first, block_last;
+    uint32_t blocks; /* 0: all was there */
+};
+
 /*
  * An operation waiting for its turn. Embedded in its owner; link and session are the queue's.
  * admit_cb runs exactly once, on the loop, possibly inside kvd_session_enqueue(): it does its work
@@ -113,6 +119,7 @@ struct kvd_session_op {
     uint32_t block_first, block_last;
     bool needs_tail;
     bool is_queued;
+    struct kvd_op_cold cold; /* what it had to wait for; the queue's until admit_cb */
     void (*admit_cb)(struct kvd_session_op *op);
 };
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from support.frame import CALLS, HEADER_BYTES, LABELS, frame, pb
-from support.session import (Session, Shape, append_attend_request, attend_request)
+from support.session import (Session, Shape, append_attend, append_attend_request, attend_request,
+                             register)
 
 SHAPE = Shape(layers=2, kv_heads=2, k_dim=64, group=64, model="stats")
 GAUGES = {"connections_open", "requests_in_flight", "sessions_open", "shapes"}
@@ -175,3 +176,68 @@ def test_latency_covers_the_work(start, connect, workers):
     session.append([rows(2000), rows(2000)], 0)
     op = conn.stats()[0]["append"]
     assert op.latency_us_max > 0 and op.latency_us_p99 >= op.latency_us_max
+
+
+COLD = Shape(layers=1, kv_heads=1, k_dim=8, group=64, model="hits", sink=0)
+
+
+def few_rows(tokens):
+    return tuple(np.full((1, tokens, 8), i, np.float16) for i in (1, 2))
+
+
+def hits(conn):
+    """Asked, from memory, cold, missed: of reads, attention and matches."""
+    counters = conn.stats()[1]
+    rows = {who: tuple(counters[f"{who}_tokens_{what}"] for what in
+                       ("asked", "memory", "cold", "missed")) for who in
+            ("read", "attend", "match")}
+    for asked, *parts in rows.values():
+        assert asked == sum(parts)
+    missed = sum(v for k, v in counters.items() if k.startswith("missed_tokens_"))
+    assert missed == sum(row[3] for row in rows.values())
+    return rows
+
+
+@pytest.mark.deadline(60)
+def test_hit_rates_by_tier(start, connect, tmp_path):
+    """Each of the three, from memory, from disk and missed: every token is counted once."""
+    conn = connect(start("--cold-dir", tmp_path / "cold", "--cold-segment", "1MiB",
+                         "--cold-read-ahead", "0"))
+    session = Session(conn, COLD, "s")
+    q = np.ones((1, 1, 8), np.float16)
+    session.append([few_rows(330)], 0)
+    session.read(0, 330)
+    session.attend(q)
+    assert hits(conn) == {"read": (330, 330, 0, 0), "attend": (330, 330, 0, 0),
+                          "match": (0, 0, 0, 0)}
+    while conn.counter("cold_blocks_written") < 5:
+        conn.ping()
+    for of in ("read", "attend"):
+        assert conn.call(pb.Evict(name="s", blocks=2)).message.blocks == 2
+        session.read(200, 320) if of == "read" else session.attend(q)
+    seen = hits(conn)
+    assert seen["read"] == (450, 330, 120, 0)  # tokens 192 to 319 were away
+    assert seen["attend"] == (660, 330 + 202, 128, 0)
+    # A decode step: its attention waits for what is cold, too.
+    assert conn.call(pb.Evict(name="s", blocks=2)).message.blocks == 2
+    reply, = append_attend(conn, [(session, 330, few_rows(1), q)])
+    assert reply.item.status.code == 0
+    assert hits(conn)["attend"] == (660 + 331, 330 + 202 + 203, 128 + 128, 0)
+
+    reply = conn.ask(*session.read_request(300, 340))
+    assert reply.code == "MISS"
+    assert hits(conn)["read"] == (490, 330, 120, 40)
+    assert conn.counter("missed_tokens_never_stored") == 40
+
+    shared = conn.call(pb.OpenSession(shape_id=register(conn, COLD), share_prefix=True)).message
+    session.handle, session.epoch = shared.handle, shared.epoch
+    message, payload = session.append_request([few_rows(200)], 0)
+    message.token_ids = True
+    ids = np.arange(200, dtype="<u4")
+    conn.call(message, ids.tobytes() + payload)
+    session.read(0, 200)  # its seals are done
+    ids[150:] = 7
+    matched = conn.call(pb.MatchPrefix(shape_id=register(conn, COLD), token_count=200, lease_ms=0),
+                        ids.tobytes()).message
+    assert matched.tokens == 128 and hits(conn)["match"] == (200, 128, 0, 72)
+    assert conn.counter("missed_tokens_never_stored") == 40 + 72

@@ -527,6 +527,7 @@ static void attend_admit_cb(struct kvd_session_op *op)
         kvt_outcome_set(&attend->outcome, &why, false);
         return;
     }
+    attend->args.cold = op->cold;
     kvt_attend_snapshot(attend->rig, attend, session->layers[attend->args.layer].sealed_blocks);
 }
 
