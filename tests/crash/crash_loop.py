@@ -34,7 +34,8 @@ class Loop:
     def __init__(self, args):
         self.args = args
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="kvarn-crash-"))
-        self.stage = Stage(args.seed, may_evict=args.memory_limit is not None)
+        self.stage = Stage(args.seed, may_evict=args.memory_limit is not None,
+                           keeps_evicted=args.cold and args.memory_limit is None)
         self.rng, self.tally = self.stage.rng, self.stage.tally
         self.points = kill_points() if args.cold else []
         self.was_clean = False

@@ -495,7 +495,7 @@ class Actor:
             message.blocks = int(self.rng.integers(1, 5))
 
         def done(_):
-            known.is_whole = False
+            known.is_whole = known.is_whole and self.world.keeps_evicted
 
         self.send(known.conn, message, b"", Op("evict", [(known, known.state)], done))
 

@@ -61,9 +61,10 @@ class Known:
 class World:
     """All names, the codec, the tally, and what the machine lacks, so that misses are lawful."""
 
-    def __init__(self, codec, seed, may_evict=False, may_fail=False):
+    def __init__(self, codec, seed, may_evict=False, may_fail=False, keeps_evicted=False):
         self.codec, self.tally, self.may_evict = codec, Tally(), may_evict
         self.may_fail = may_fail  # disks do
+        self.keeps_evicted = keeps_evicted  # on a disk with room
         self.lawful = LAWFUL_MISSES | ({pb.MISS_CHECKSUM} if may_fail else set())
         self._seed, self._keys, self.known = seed, 0, {}
 
