@@ -442,11 +442,11 @@ static void test_s23_a_drop_meets_a_tail_on_its_way(void **state)
             kvt_append_fini(&more);
         }
         kvd_session_unref(world.session);
+        kvt_model_fini(&world.model);
         world.disk = kvt_cold_life_kill(&world.rig, world.disk);
         world_start(&world);
         assert_null(kvt_cold_find(&world.rig, "s"));
         kvd_session_unref(kvt_session_open(&world.rig, "other", 0));
-        kvt_model_fini(&world.model);
         kvt_cold_life_stop(&world.rig);
         kvd_fake_disk_destroy(world.disk);
     }
