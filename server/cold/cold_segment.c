@@ -377,34 +377,6 @@ static bool options_are_good(const struct kvd_cold_segment_options *options)
            strlen(options->dir) < KVARN_COLD_PATH_MAX;
 }
 
-/* The folder, and that nobody else uses it. */
-static int dir_lock(struct cold_segment *cold)
-{
-    char path[KVARN_COLD_PATH_MAX + 32];
-    struct kvd_file_op make = {.verb = KVD_FILE_MAKE_DIR, .path = cold->dir};
-    struct kvd_file_op open = {
-        .verb = KVD_FILE_OPEN, .path = path, .flags = KVD_FILE_WRITABLE | KVD_FILE_MAKE};
-
-    (void)snprintf(path, sizeof(path), "%s/lock", cold->dir);
-    int64_t result = cold->io->ops->file_run(cold->io, &make);
-    if (result >= 0) {
-        result = cold->io->ops->file_run(cold->io, &open);
-    }
-    if (result < 0) {
-        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s", cold->dir,
-            kvarn_err_label((int)result));
-        return (int)result;
-    }
-    cold->lock_fd = (int)result;
-    struct kvd_file_op lock = {.verb = KVD_FILE_LOCK, .fd = cold->lock_fd};
-    result = cold->io->ops->file_run(cold->io, &lock);
-    if (result < 0) {
-        kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s: in use by another daemon",
-            cold->dir, kvarn_err_label((int)result));
-    }
-    return (int)result;
-}
-
 static void queues_init(struct cold_segment *cold)
 {
     TAILQ_INIT(&cold->files);
@@ -474,7 +446,7 @@ int kvd_cold_segment_open(struct kvd_io *io, struct kvd_workers *workers, struct
             kvarn_err_label(KVARN_ENOMEM));
         return KVARN_ENOMEM;
     }
-    int err = dir_lock(cold);
+    int err = kvd_segment_dir_lock(cold);
     if (err == 0) {
         err = kvd_segment_recover(cold, &found);
     }

@@ -369,6 +369,15 @@ void kvd_segment_index_fini(struct cold_segment *cold, struct cold_index *index)
 unsigned kvd_segment_index_vecs(struct cold_segment *cold, const struct cold_file *file,
     uint8_t **ret_block, uint64_t *ret_bytes);
 
+/* cold_segment_dir.c */
+
+/*
+ * Make the folder, or see that the one there is ours, and that nobody else uses it. Returns 0; what
+ * is wrong is logged: KVARN_ECONFLICT: it holds other things, or another daemon has it;
+ * KVARN_EFORBIDDEN: it is another user's, or others may read it; or as kvd_file_op_perform().
+ */
+int kvd_segment_dir_lock(struct cold_segment *cold) KVARN_MUST_CHECK;
+
 /* cold_segment_write.c */
 
 /* Take a put: hash (and compress) it, then queue it. As kvd_cold_ops.put. */

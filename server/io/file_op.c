@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -158,15 +159,20 @@ static int64_t sync_parent(const char *path)
     return result;
 }
 
-static int64_t do_make_dir(const struct kvd_file_op *op)
+static int64_t do_make_dir(struct kvd_file_op *op)
 {
+    op->bytes = 0;
     if (mkdir(op->path, 0700) == 0) {
         return sync_parent(op->path);
     }
     struct stat stat_of;
     int code = errno;
     if (code == EEXIST && stat(op->path, &stat_of) == 0 && S_ISDIR(stat_of.st_mode)) {
-        return from_result(chmod(op->path, 0700)); /* what lies there is user text (rule 26) */
+        /* What will lie there is user text (rule 26); a mode that others chose stays. */
+        bool is_ours = stat_of.st_uid == geteuid() && (stat_of.st_mode & 077) == 0;
+        op->offset = stat_of.st_uid;
+        op->bytes = stat_of.st_mode & 07777;
+        return is_ours ? 1 : KVARN_EFORBIDDEN;
     }
     return from_errno(code);
 }
@@ -191,7 +197,7 @@ static int64_t do_list(const struct kvd_file_op *op)
     return result;
 }
 
-static int64_t perform(const struct kvd_file_op *op)
+static int64_t perform(struct kvd_file_op *op)
 {
     switch (op->verb) {
     case KVD_FILE_OPEN:

@@ -27,8 +27,9 @@ enum kvd_file_verb {
     KVD_FILE_RENAME, /* path, path_to */
     KVD_FILE_UNLINK, /* path */
     KVD_FILE_SYNC_DIR, /* path: names made, changed and removed in this folder */
-    KVD_FILE_MAKE_DIR, /* path, with mode 0700, its parent must exist; an existing folder is good;
-                          a new one is durable */
+    KVD_FILE_MAKE_DIR, /* path, with mode 0700, its parent must exist; a new one is durable. Result
+                          1: there was one, our user's and for nobody else; KVARN_EFORBIDDEN when
+                          not, with its owner in `offset` and its mode in `bytes` */
     KVD_FILE_LIST,     /* path, name_cb for each name but . and .., on the thread that does it */
     KVD_FILE_VERB_COUNT,
 };

@@ -313,14 +313,40 @@ def test_s07_what_a_clean_stop_could_not_write_has_a_new_epoch(start, folder):
         assert back.lengths == [0, 0, 0] and back.epoch != session.epoch
 
 
+@cold_only
+@pytest.mark.parametrize("mode, name, told", [
+    (0o755, None, "mode=0755"), (0o700, "letter", "found=letter"), (0o700, None, None),
+    (0o700, "lock", None)], ids=["others_may_read", "not_empty", "empty", "of_a_daemon"])
+def test_s26_a_folder_that_was_there(folder, mode, name, told):
+    """Nothing that the daemon did not make is changed; why it is refused is told."""
+    cold = folder / "cold"
+    cold.mkdir()
+    if name:
+        (cold / name).write_text("dear")
+    cold.chmod(mode)
+    if told is None:
+        assert Life("--cold-dir", cold).end_cleanly() is None
+    else:
+        done = refused_start(folder, cold)
+        assert "cold_failed" in done.stderr and told in done.stderr
+        assert [path.name for path in cold.iterdir()] == ([name] if name else [])
+    assert cold.stat().st_mode & 0o777 == mode
+
+
+def refused_start(folder, cold):
+    """A daemon that does not start, with what it said."""
+    done = subprocess.run([str(BIN / "kvarnd"), "--listen-unix", str(folder / "x" / "k.sock"),
+                           "--cold-dir", str(cold)], capture_output=True, text=True,
+                          timeout=patience(20), check=False, env=clean_environment())
+    assert done.returncode == 1, done
+    return done
+
+
 def test_many_daemons_one_folder(start, folder):
     """The second daemon on a folder is refused; the first goes on."""
     if not has_option("--cold-dir"):
         pytest.skip("kvarnd has no --cold-dir")
     life = start("--cold-dir", folder / "cold")
-    done = subprocess.run([str(BIN / "kvarnd"), "--listen-unix", str(folder / "x" / "k.sock"),
-                           "--cold-dir", str(folder / "cold")], capture_output=True, text=True,
-                          timeout=patience(20), check=False, env=clean_environment())
-    assert done.returncode != 0 and "cold" in done.stderr
+    assert "another daemon" in refused_start(folder, folder / "cold").stderr
     with Conn(life.address) as conn:
         conn.ping()

@@ -425,9 +425,10 @@ static int64_t do_names(struct kvd_fake_disk *disk, const struct kvd_file_op *op
     struct name *name = name_find(disk, op->path);
 
     if (op->verb == KVD_FILE_MAKE_DIR) {
-        if (name == NULL) {
-            name_add(disk, op->path, 0)->is_dir = true;
+        if (name != NULL) {
+            return 1;
         }
+        name_add(disk, op->path, 0)->is_dir = true;
         return 0; /* folders are not lost: what they hold is what the tests are about */
     }
     if (op->verb == KVD_FILE_SYNC_DIR) {

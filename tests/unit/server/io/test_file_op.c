@@ -110,6 +110,7 @@ static void name_cb(void *ctx, const char *name)
 static void test_names_and_locks(void **state)
 {
     struct files files;
+    struct stat stat_of;
     unsigned count = 0;
 
     (void)state;
@@ -136,7 +137,14 @@ static void test_names_and_locks(void **state)
     assert_int_equal(perform(op), 0);
     assert_int_equal(count, 1);
     op.verb = KVD_FILE_MAKE_DIR; /* there already */
-    assert_int_equal(perform(op), 0);
+    assert_int_equal(perform(op), 1);
+    assert_int_equal(chmod(files.dir, 0750), 0);
+    assert_int_equal(kvd_file_op_perform(&op), KVARN_EFORBIDDEN);
+    assert_int_equal(op.bytes, 0750);
+    assert_int_equal(op.offset, geteuid());
+    assert_int_equal(stat(files.dir, &stat_of), 0);
+    assert_int_equal(stat_of.st_mode & 0777, 0750); /* it is not for us to change */
+    assert_int_equal(chmod(files.dir, 0700), 0);
     op.path = files.path_to;
     assert_int_equal(perform(op), KVARN_ECONFLICT); /* no folder */
     op.verb = KVD_FILE_UNLINK;
