@@ -35,6 +35,7 @@ static void tick_cb(void *ctx)
     service->tick_due_ns = 0;
     kvd_conn_tick_all(service, now_ns);
     kvd_compactor_tick(&service->compactor, now_ns);
+    kvd_session_work_tick(&service->sessions, now_ns);
     kvd_service_tick_arm(service);
 }
 

@@ -67,8 +67,8 @@ static void append_end(struct kvd_append *append, const struct kvd_failure *why)
 static void append_abort(struct kvd_append *append)
 {
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        struct kvd_layer *ly = &append->session->layers[append->plan.layers[i].layer];
-        ly->pending_length = ly->length;
+        uint32_t layer = append->plan.layers[i].layer;
+        append->session->work->layers[layer].pending_length = append->session->layers[layer].length;
     }
     kvd_append_release(append);
     kvd_session_trim(append->session);
@@ -82,12 +82,11 @@ static void lengths_commit(struct kvd_append *append)
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        struct kvd_layer *ly = &session->layers[al->layer];
-        ly->length = al->start + al->token_count;
-        KVARN_ASSERT(ly->length == ly->pending_length);
-        ly->last_start = al->start;
-        ly->last_count = al->token_count;
-        ly->last_hash = append->hash;
+        struct kvd_layer_work *work = &session->work->layers[al->layer];
+        session->layers[al->layer].length = (uint32_t)(al->start + al->token_count);
+        KVARN_ASSERT(session->layers[al->layer].length == work->pending_length);
+        work->last_count = al->token_count;
+        work->last_hash = append->hash;
         kvd_metrics_add(metrics, KVD_METRIC_tokens_appended, al->token_count);
     }
     kvd_lifetime_touch(session);
@@ -152,9 +151,10 @@ static bool append_may_repeat(const struct kvd_append *append)
 {
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
-        const struct kvd_layer *ly = &append->session->layers[al->layer];
-        if (ly->last_count != al->token_count || ly->last_start != al->start ||
-            ly->length != al->start + al->token_count) {
+        const struct kvd_session *session = append->session;
+        if (session->work == NULL ||
+            session->work->layers[al->layer].last_count != al->token_count ||
+            session->layers[al->layer].length != al->start + al->token_count) {
             return false;
         }
     }
@@ -165,12 +165,16 @@ static bool append_may_repeat(const struct kvd_append *append)
 static bool append_is_repeat(const struct kvd_append *append)
 {
     KVARN_ASSERT(append->unhashed == NULL);
+    if (!append_may_repeat(append)) {
+        return false;
+    }
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        if (append->session->layers[append->plan.layers[i].layer].last_hash != append->hash) {
+        const struct kvd_session_work *work = append->session->work;
+        if (work->layers[append->plan.layers[i].layer].last_hash != append->hash) {
             return false;
         }
     }
-    return append_may_repeat(append);
+    return true;
 }
 
 static int append_check(struct kvd_append *append, struct kvd_failure *why)
@@ -189,7 +193,7 @@ static int append_check(struct kvd_append *append, struct kvd_failure *why)
             why->layer_first = append->op.layer_first;
             why->layer_count = append->op.layer_count;
             return kvd_fail(why, KVARN_ECONFLICT,
-                "layer %" PRIu32 " has %" PRIu64 " tokens, got start %" PRIu64, al->layer,
+                "layer %" PRIu32 " has %" PRIu32 " tokens, got start %" PRIu64, al->layer,
                 ly->length, al->start);
         }
     }
@@ -216,9 +220,9 @@ static void append_probe_conclude(struct kvd_append *append)
     struct kvd_failure why = {0};
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
-        KVARN_ASSERT(ly->pending > 0);
-        ly->pending--;
+        struct kvd_layer_work *work = &session->work->layers[append->plan.layers[i].layer];
+        KVARN_ASSERT(work->pending > 0);
+        work->pending--;
     }
     if (append_check(append, &why) == KVARN_ECONFLICT && append_is_repeat(append)) {
         append_finish_repeat(append);
@@ -310,7 +314,7 @@ static void append_probe(struct kvd_append *append)
     struct kvd_append_job *aj = &append->jobs[0];
 
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        append->session->layers[append->plan.layers[i].layer].pending++;
+        append->session->work->layers[append->plan.layers[i].layer].pending++;
     }
     *aj = (struct kvd_append_job){.append = append}; /* no units: the hash alone */
     aj->job.run = kvd_append_job_run;
@@ -337,14 +341,18 @@ static void append_admit_cb(struct kvd_session_op *op)
             return;
         }
     }
+    if (err == 0 && kvd_session_want_work(session) != 0) {
+        err = kvd_session_fail_space(append->service, sizeof(struct kvd_session_work), &why);
+    }
     if (err != 0) {
         append_finish(append, &why, false);
         return;
     }
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        struct kvd_layer *ly = &session->layers[append->plan.layers[i].layer];
-        ly->pending_length = append->plan.layers[i].start + append->plan.layers[i].token_count;
-        ly->pending++;
+        const struct kvd_append_layer *al = &append->plan.layers[i];
+        struct kvd_layer_work *work = &session->work->layers[al->layer];
+        work->pending_length = (uint32_t)(al->start + al->token_count);
+        work->pending++;
     }
     append_go_on(append);
 }

@@ -183,7 +183,7 @@ static bool records_drop_rows(struct kvd_append *append, const struct kvd_append
     }
     for (int n = 0; n < UNITS_PER_STEP && append->record_next < al->records.last; n++) {
         kvd_session_drop_rows(session, al->layer, append->record_next++);
-        session->pages_by_encoder[KVARN_ENCODER_DEFAULT]++;
+        kvd_session_count_sealed(session, KVARN_ENCODER_DEFAULT);
     }
     return append->record_next >= al->records.last;
 }
@@ -203,9 +203,9 @@ static bool copied_release(struct kvd_append *append)
 void kvd_append_release(struct kvd_append *append)
 {
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
-        struct kvd_layer *ly = &append->session->layers[append->plan.layers[i].layer];
-        KVARN_ASSERT(ly->pending > 0);
-        ly->pending--;
+        struct kvd_layer_work *work = &append->session->work->layers[append->plan.layers[i].layer];
+        KVARN_ASSERT(work->pending > 0);
+        work->pending--;
     }
 }
 

@@ -104,13 +104,13 @@ static void seal_done(struct kvd_job *job)
     struct kvd_seal *seal = (struct kvd_seal *)(void *)job;
     struct kvd_session *session = seal->session;
     struct kvd_service *service = session->service;
-    struct kvd_layer *ly = &session->layers[seal->layer];
+    uint32_t layer = seal->layer;
 
     kvd_page_set_checksum(seal->tiles, seal->checksum);
     kvd_page_set_encoder(seal->tiles, seal->encoder_used);
     kvd_page_set_version(
         seal->tiles, seal->encoder_used == KVARN_ENCODER_AWARE ? seal->metric->version : 0);
-    session->pages_by_encoder[seal->encoder_used]++;
+    kvd_session_count_sealed(session, seal->encoder_used);
     seal_count(seal);
     kvd_session_drop_rows(session, seal->layer, seal->block_idx);
     kvd_cold_note(session);
@@ -118,8 +118,8 @@ static void seal_done(struct kvd_job *job)
     kvd_page_unref(&service->pages, seal->tiles);
     kvd_metric_sum_unref(seal->metric);
     seal_free(service, seal);
-    KVARN_ASSERT(ly->pending > 0);
-    ly->pending--;
+    KVARN_ASSERT(kvd_session_pending(session, layer) > 0);
+    session->work->layers[layer].pending--;
     kvd_prefix_advance(session);
     kvd_session_kick(session);
     kvd_session_unref(session);
@@ -170,7 +170,7 @@ static void seal_start(struct kvd_session *session, uint32_t layer, uint32_t blo
         .encoder = block_encoder(session, block_idx)};
     seal->job.run = seal_run;
     seal->job.done = seal_done;
-    session->layers[layer].pending++;
+    session->work->layers[layer].pending++;
     /* Without room for its version the page is sealed as if there was no metric yet. */
     if (metric != NULL && seal->encoder == KVARN_ENCODER_AWARE &&
         kvd_page_want_version(&session->service->pages, tiles) == 0) {
@@ -260,7 +260,7 @@ bool kvd_seal_due(struct kvd_session *session, uint32_t layer, struct kvd_block_
     uint32_t due = max_u32(kvd_session_sealable_blocks(session, ly->length), records.last);
     uint32_t first = first_tiles(session, layer, ly->length);
 
-    KVARN_ASSERT(ly->pending > 0);
+    KVARN_ASSERT(kvd_session_pending(session, layer) > 0);
     if (!kvd_session_drop_window(session, layer)) {
         return false;
     }

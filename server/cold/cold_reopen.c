@@ -212,8 +212,7 @@ static int session_fill(struct reopening *reopening, struct kvd_session *session
             (!has_tail && held > map->block_count)) {
             return KVARN_ECORRUPT;
         }
-        session->layers[i].length = from->length;
-        session->layers[i].pending_length = from->length;
+        session->layers[i].length = (uint32_t)from->length;
         session->layers[i].sealed_blocks = from->sealed_blocks;
         session->layers[i].dropped_blocks = from->dropped_blocks;
         blocks = held > blocks ? held : blocks;
@@ -267,8 +266,12 @@ static void cold_fill(struct reopening *reopening, struct kvd_session *session,
     sc->tail_id = map->tail_id;
     for (uint32_t i = 0; i < map->layer_count; i++) {
         uint64_t length = map->layers[i].length;
-        sc->mapped_tokens = length > sc->mapped_tokens ? length : sc->mapped_tokens;
-        sc->durable_tokens = i == 0 || length < sc->durable_tokens ? length : sc->durable_tokens;
+        if (length > sc->mapped_tokens) {
+            sc->mapped_tokens = (uint32_t)length;
+        }
+        if (i == 0 || length < sc->durable_tokens) {
+            sc->durable_tokens = (uint32_t)length;
+        }
     }
     sc->tail_first = map->block_count;
     sc->tail_epoch = session->epoch;

@@ -500,8 +500,8 @@ static void tail_page_install(struct load *load, uint32_t page_idx)
     }
     kvd_page_set_filled(page, from->filled_tokens);
     kvd_block_set_rows(block, from->layer, page);
-    if (from->block_idx >= kvd_session_sink_blocks(session)) {
-        session->layers[from->layer].tail_pages++;
+    if (from->block_idx >= kvd_session_sink_blocks(session) && session->work != NULL) {
+        session->work->layers[from->layer].tail_pages++;
     }
 }
 

@@ -51,32 +51,32 @@ struct kvd_session_cold {
     struct kvd_cold_record *tail_rec;    /* owned: rows behind the blocks, as they were once */
     struct kvd_cold_record *doomed_tail; /* owned: given up when its load has ended */
     struct kvd_cold_named *named;        /* owned: what its maps on disk name; NULL: nothing */
-    uint64_t mapped_tokens;     /* the longest layer of any map that a recovery could find */
-    uint64_t durable_tokens;    /* committed, of map_rec */
-    struct kvd_cold_id tail_id; /* of tail_rec */
+    struct kvd_cold_id tail_id;          /* of tail_rec */
     uint64_t tail_epoch, tail_token_sum; /* what the session was when tail_rec was put */
     uint64_t leaving_bytes;              /* of its tail, which the evictor counts on */
     uint64_t room_until_ns;              /* a load waits for memory until then; 0: none does */
-    uint32_t next_block;                 /* all before it are stored, or on their way */
-    uint32_t mapped_blocks;              /* of the last map that was put */
-    uint32_t restored_blocks;            /* of the missing range, in memory again */
-    uint32_t tail_first;                 /* the first block of tail_rec */
-    uint32_t puts;                       /* maps, tails, tombstones in flight */
-    bool is_dirty;                       /* listed: something is to be written */
-    bool is_waiting;                     /* listed: an operation waits for a load */
-    bool is_session_put;                 /* its SESSION record is stored or on its way */
-    bool is_final_put;                   /* the stop has put all of it */
-    bool is_tail_cold;                   /* tail_rec holds rows that are not in memory */
-    bool is_tail_named;                  /* by the newest map that is durable */
-    bool is_tail_wanted;  /* on its way to the tier: kvd_cold_tail_out(), kvd_cold_store() */
-    bool is_tail_leaving; /* and out of memory then */
-    bool is_tail_refused; /* the tier cannot take it as it is; until it is used */
-    bool is_warm;         /* listed by the evictor: it may have a tail in memory */
-    bool is_buried;       /* a tombstone was put, or need not be: nothing else is */
-    bool is_doubted;      /* a tombstone that failed may be found: a newer map is due */
-    bool has_no_room;     /* the last load found no memory: admit, and miss */
+    uint32_t mapped_tokens;   /* the longest layer of any map that a recovery could find */
+    uint32_t durable_tokens;  /* committed, of map_rec */
+    uint32_t next_block;      /* all before it are stored, or on their way */
+    uint32_t mapped_blocks;   /* of the last map that was put */
+    uint32_t restored_blocks; /* of the missing range, in memory again */
+    uint32_t tail_first;      /* the first block of tail_rec */
+    uint32_t puts;            /* maps, tails, tombstones in flight */
     struct kvd_read_ahead ahead;
-    bool is_tail_loading;
+    bool is_dirty : 1;        /* listed: something is to be written */
+    bool is_waiting : 1;      /* listed: an operation waits for a load */
+    bool is_session_put : 1;  /* its SESSION record is stored or on its way */
+    bool is_final_put : 1;    /* the stop has put all of it */
+    bool is_tail_cold : 1;    /* tail_rec holds rows that are not in memory */
+    bool is_tail_named : 1;   /* by the newest map that is durable */
+    bool is_tail_wanted : 1;  /* on its way to the tier: kvd_cold_tail_out(), kvd_cold_store() */
+    bool is_tail_leaving : 1; /* and out of memory then */
+    bool is_tail_refused : 1; /* the tier cannot take it as it is; until it is used */
+    bool is_tail_loading : 1;
+    bool is_warm : 1;     /* listed by the evictor: it may have a tail in memory */
+    bool is_buried : 1;   /* a tombstone was put, or need not be: nothing else is */
+    bool is_doubted : 1;  /* a tombstone that failed may be found: a newer map is due */
+    bool has_no_room : 1; /* the last load found no memory: admit, and miss */
 };
 
 /* Waits until what a session has is stored, or cannot be; embedded. */

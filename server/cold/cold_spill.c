@@ -306,7 +306,7 @@ int kvd_spill_blocks(struct kvd_session *session)
     struct kvd_session_cold *sc = &session->cold;
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        if (session->layers[i].pending > 0) {
+        if (kvd_session_pending(session, i) > 0) {
             return KVARN_ERETRY_LATER;
         }
     }
@@ -393,7 +393,7 @@ static void map_replace(struct kvd_spill_put *spill)
     kvd_spill_forget(cold, is_later ? sc->map_rec : record);
     sc->map_rec = is_later ? record : sc->map_rec;
     if (is_later) {
-        sc->durable_tokens = spill->committed;
+        sc->durable_tokens = (uint32_t)spill->committed;
         kvd_tail_mapped(spill);
     }
 }
@@ -415,7 +415,7 @@ static void map_done(struct kvd_cold_put *put, int err)
         sc->is_doubted = sc->is_doubted && !sc->is_session_put;
         kvd_cold_named_settle(spill->session, spill->named_round);
         if (sc->puts == 0) {
-            sc->mapped_tokens = spill->tokens;
+            sc->mapped_tokens = (uint32_t)spill->tokens;
         }
     }
     kvd_spill_forget(spill->cold, spill->tail.record); /* nothing names it */
@@ -506,7 +506,9 @@ int kvd_spill_map_start(struct kvd_session *session, struct kvd_spill_put *spill
     if (err == 0) {
         sc->puts++;
         sc->mapped_blocks = count;
-        sc->mapped_tokens = tokens > sc->mapped_tokens ? tokens : sc->mapped_tokens;
+        if (tokens > sc->mapped_tokens) {
+            sc->mapped_tokens = (uint32_t)tokens;
+        }
     }
     return err;
 }

@@ -51,14 +51,14 @@ struct kvd_evict_entry {
     uint64_t priority_ns; /* when priority was set */
     uint32_t sharers;     /* others that would miss it too */
     uint32_t dependents;  /* entries that are held and worthless without it */
-    uint8_t group;        /* < KVD_EVICT_GROUPS */
-    uint8_t priority;     /* 0 to KVD_EVICT_PRIORITY_MAX; 0: none */
-    bool is_held;         /* out: kvd_evict_hold() */
-    bool is_inserted;     /* out */
-    TAILQ_ENTRY(kvd_evict_entry) link;
+    TAILQ_ENTRY(kvd_evict_entry) link; /* from here on the policy's, but for group and priority */
     uint64_t used_ns;
     uint32_t uses;     /* since it was inserted; the first does not count */
     uint32_t slot_idx; /* in the policy's table of candidates */
+    uint8_t group;     /* < KVD_EVICT_GROUPS */
+    uint8_t priority;  /* 0 to KVD_EVICT_PRIORITY_MAX; 0: none */
+    bool is_held;      /* out: kvd_evict_hold() */
+    bool is_inserted;  /* out */
     uint8_t queue_idx;
     uint8_t spared;
 };

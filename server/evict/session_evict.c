@@ -30,7 +30,7 @@ bool kvd_session_is_busy(const struct kvd_session *session)
     bool is_busy = !TAILQ_EMPTY(&session->ops) || session->is_kicking;
 
     for (uint32_t i = 0; i < session->shape->layer_count && !is_busy; i++) {
-        is_busy = session->layers[i].pending > 0;
+        is_busy = kvd_session_pending(session, i) > 0;
     }
     return is_busy;
 }

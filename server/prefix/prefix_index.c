@@ -625,7 +625,7 @@ static bool block_is_being_left(const struct kvd_session *session, uint32_t idx)
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         const struct kvd_layer *ly = &session->layers[i];
         if (idx >= ly->dropped_blocks &&
-            idx < kvd_session_window_blocks(session, i, ly->pending_length)) {
+            idx < kvd_session_window_blocks(session, i, kvd_session_pending_length(session, i))) {
             return true;
         }
     }
@@ -754,12 +754,12 @@ int kvd_prefix_begin(struct kvd_session *session, struct kvd_block *const *block
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         struct kvd_layer *ly = &session->layers[i];
-        ly->length = ly->pending_length = length;
+        ly->length = (uint32_t)length;
         ly->sealed_blocks = chain->blocks;
         /* Their pages stay in the blocks, which are not the session's own. */
         ly->dropped_blocks = kvd_session_window_blocks(session, i, length);
     }
-    session->prefix_tokens = length;
+    session->prefix_tokens = (uint32_t)length;
     if (session->prefix != NULL) {
         session->prefix->chain = *chain;
         session->prefix->has_kind = true;

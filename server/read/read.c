@@ -635,8 +635,9 @@ static void read_run(struct kvd_read *read)
 
     snapshot_begin(read);
     while (!snapshot_some(read)) {
-        if (!kvd_slices_has_time(slices)) {
-            kvd_session_hold_layers(read->session, args->layer_first, args->layer_count);
+        /* Without room to hold them it takes one turn, however long. */
+        if (!kvd_slices_has_time(slices) &&
+            kvd_session_hold_layers(read->session, args->layer_first, args->layer_count) == 0) {
             kvd_slices_add(slices, &read->slice);
             return;
         }

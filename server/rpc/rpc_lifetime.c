@@ -9,6 +9,7 @@
 #include "server/evict/session_evict.h"
 #include "server/rpc/rpc.h"
 #include "server/rpc/rpc_check.h"
+#include "server/session/session_blocks.h"
 
 /* Blocks that an Evict takes before it looks at the clock: up to 80 us for 32 layers. */
 #define EVICT_STEP_BLOCKS 1
@@ -139,14 +140,14 @@ void kvd_rpc_pin(struct kvd_request *request)
 static void evict_hold(struct turn_call *call)
 {
     for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {
-        call->session->layers[i].pending++;
+        call->session->work->layers[i].pending++;
     }
 }
 
 static void evict_release(struct turn_call *call)
 {
     for (uint32_t i = 0; i < call->session->shape->layer_count; i++) {
-        call->session->layers[i].pending--;
+        call->session->work->layers[i].pending--;
     }
 }
 
@@ -232,7 +233,8 @@ static void evict_stored_cb(struct kvd_cold_waiter *waiter)
     struct turn_call *call = (void *)((uint8_t *)waiter - offsetof(struct turn_call, waiter));
 
     call->request->cancel_cb = NULL;
-    if (call->session->is_dropped || kvd_session_is_busy(call->session)) {
+    if (call->session->is_dropped || kvd_session_is_busy(call->session) ||
+        kvd_session_want_work(call->session) != 0) {
         evict_finish(call);
         return;
     }
@@ -249,6 +251,11 @@ static void evict_admit_cb(struct kvd_session_op *op)
     request->cancel_cb = NULL; /* it is short, and each block is whole or gone */
     if (op->session->is_dropped) {
         kvd_fail(&why, KVARN_ENOT_FOUND, "the session was dropped");
+        kvd_request_fail(request, &why);
+        return;
+    }
+    if (kvd_session_want_work(op->session) != 0 &&
+        kvd_session_fail_space(op->session->service, sizeof(struct kvd_session_work), &why) != 0) {
         kvd_request_fail(request, &why);
         return;
     }

@@ -214,8 +214,10 @@ static void session_take_over(struct kvd_session *session)
 {
     session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        KVARN_ASSERT(session->layers[i].pending == 0);
-        session->layers[i].last_count = 0;
+        KVARN_ASSERT(kvd_session_pending(session, i) == 0);
+        if (session->work != NULL) {
+            session->work->layers[i].last_count = 0;
+        }
     }
 }
 

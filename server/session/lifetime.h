@@ -27,14 +27,14 @@ struct kvd_session;
 /* Of one session, embedded in it. */
 struct kvd_lifetime {
     RB_ENTRY(kvd_lifetime) link;
-    uint64_t due_ns; /* when to look at it next; while is_listed */
-    bool is_listed;
-    uint8_t priority;         /* as it was set, 0 to 100; halves every 10 minutes */
-    uint64_t priority_ns;     /* when it was set */
+    uint64_t due_ns;          /* when to look at it next; while is_listed */
+    uint64_t priority_ns;     /* when the priority was set */
     uint64_t ttl_ns;          /* 0: none */
     uint64_t pinned_until_ns; /* 0: not pinned */
     uint64_t pinned_bytes;
     uint32_t pinned_blocks; /* leading blocks that eviction leaves alone */
+    uint8_t priority;       /* as it was set, 0 to 100; halves every 10 minutes */
+    bool is_listed;
 };
 
 RB_HEAD(kvd_lifetime_tree, kvd_lifetime);

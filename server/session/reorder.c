@@ -29,6 +29,7 @@ struct kvd_reorder {
     void (*done_cb)(void *ctx, const struct kvd_failure *why);
     uint64_t deadline_ns;
     struct kvd_slice slice; /* listed while copies are being made over several turns */
+    bool has_no_room;       /* for what a member needs while it is held */
     uint32_t waiting;       /* members without their turn, and the start itself */
     uint32_t copied;        /* members whose copy is made */
     uint32_t burying;       /* members whose old contents the cold tier is told to forget */
@@ -39,9 +40,13 @@ struct kvd_reorder {
 
 static void member_hold(struct member *member)
 {
+    if (kvd_session_want_work(member->session) != 0) {
+        member->reorder->has_no_room = true; /* nothing will be reordered */
+        return;
+    }
     for (uint32_t i = 0; i < member->session->shape->layer_count; i++) {
-        KVARN_ASSERT(member->session->layers[i].pending == 0);
-        member->session->layers[i].pending = 1;
+        KVARN_ASSERT(kvd_session_pending(member->session, i) == 0);
+        member->session->work->layers[i].pending = 1;
     }
     member->is_held = true;
 }
@@ -49,8 +54,8 @@ static void member_hold(struct member *member)
 static void member_release(struct member *member)
 {
     for (uint32_t i = 0; member->is_held && i < member->session->shape->layer_count; i++) {
-        KVARN_ASSERT(member->session->layers[i].pending == 1);
-        member->session->layers[i].pending = 0;
+        KVARN_ASSERT(kvd_session_pending(member->session, i) == 1);
+        member->session->work->layers[i].pending = 0;
     }
     member->is_held = false;
 }
@@ -89,6 +94,9 @@ static int check_members(const struct kvd_reorder *reorder, struct kvd_failure *
                 member->session->epoch, member->epoch);
         }
     }
+    if (reorder->has_no_room) {
+        return kvd_session_fail_space(reorder->service, sizeof(struct kvd_session_work), why);
+    }
     if (reorder->deadline_ns != 0 && io->ops->now_ns(io) > reorder->deadline_ns) {
         return kvd_fail(why, KVARN_EDEADLINE, "nothing was reordered");
     }
@@ -100,10 +108,15 @@ static int copy_make(struct kvd_reorder *reorder, uint32_t idx, struct kvd_failu
 {
     struct member *member = &reorder->members[idx];
 
-    return member->source_idx == idx
-               ? 0
-               : kvd_session_copy(
-                     reorder->members[member->source_idx].session, NULL, &member->copy, why);
+    if (member->source_idx == idx) {
+        return 0;
+    }
+    int err =
+        kvd_session_copy(reorder->members[member->source_idx].session, NULL, &member->copy, why);
+    if (err == 0 && kvd_session_want_work(member->copy) != 0) {
+        err = kvd_session_fail_space(reorder->service, sizeof(struct kvd_session_work), why);
+    }
+    return err;
 }
 
 static void members_exchange(struct kvd_reorder *reorder)

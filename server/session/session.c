@@ -11,6 +11,7 @@
 
 #include "lib/base/assert.h"
 #include "server/append/metric_sample.h"
+#include "server/base/alloc_bytes.h"
 #include "server/evict/session_evict.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
@@ -19,7 +20,8 @@ static size_t session_bytes(const struct kvd_shape *shape, const char *name)
 {
     size_t name_bytes = name == NULL ? 0 : strlen(name) + 1;
 
-    return sizeof(struct kvd_session) + shape->layer_count * sizeof(struct kvd_layer) + name_bytes;
+    return kvd_alloc_bytes(
+        sizeof(struct kvd_session) + shape->layer_count * sizeof(struct kvd_layer) + name_bytes);
 }
 
 int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shape, const char *name,
@@ -60,6 +62,18 @@ int kvd_session_create(struct kvd_service *service, const struct kvd_shape *shap
     return 0;
 }
 
+/* Without work of its own, unless too many pages would have to be counted. */
+static int layers_copy(const struct kvd_session *from, struct kvd_session *to)
+{
+    for (uint32_t i = 0; i < from->shape->layer_count; i++) {
+        KVARN_ASSERT(kvd_session_pending_length(from, i) == from->layers[i].length);
+    }
+    memcpy(to->layers, from->layers, from->shape->layer_count * sizeof(to->layers[0]));
+    return kvd_session_open_blocks(from) > KVD_SESSION_OPEN_BLOCKS_MAX
+               ? kvd_session_copy_work(from, to)
+               : 0;
+}
+
 int kvd_session_copy(const struct kvd_session *from, const char *name, struct kvd_session **ret,
     struct kvd_failure *why)
 {
@@ -76,6 +90,7 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     if (err == 0) {
         err = kvd_block_table_clone(service, &from->table, &copy->table);
         err = err == 0 ? kvd_prefix_copy(from, copy) : err;
+        err = err == 0 ? layers_copy(from, copy) : err;
         if (err != 0) {
             kvd_session_unref(copy);
         }
@@ -85,15 +100,6 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     }
     if (err != 0) {
         return kvd_fail(why, err, "no memory for the session");
-    }
-    for (uint32_t i = 0; i < from->shape->layer_count; i++) {
-        const struct kvd_layer *ly = &from->layers[i];
-        KVARN_ASSERT(ly->pending_length == ly->length);
-        copy->layers[i] = (struct kvd_layer){.length = ly->length,
-            .pending_length = ly->length,
-            .sealed_blocks = ly->sealed_blocks,
-            .dropped_blocks = ly->dropped_blocks,
-            .tail_pages = ly->tail_pages};
     }
     copy->missing_first = from->missing_first;
     copy->missing_last = from->missing_last;
@@ -105,12 +111,28 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     return 0;
 }
 
-static void swap_u64(uint64_t *a, uint64_t *b)
+static void swap_u32(uint32_t *a, uint32_t *b)
 {
-    uint64_t value = *a;
+    uint32_t value = *a;
 
     *a = *b;
     *b = value;
+}
+
+/*
+ * Both have their work. What is pending is the operation's, not the contents'; retries carry an old
+ * epoch now.
+ */
+static void work_swap(struct kvd_session *a, struct kvd_session *b)
+{
+    for (uint32_t i = 0; i < a->shape->layer_count; i++) {
+        struct kvd_layer_work *left = &a->work->layers[i], *right = &b->work->layers[i];
+        KVARN_ASSERT(left->pending_length == b->layers[i].length);
+        swap_u32(&left->pending_length, &right->pending_length);
+        swap_u32(&left->tail_pages, &right->tail_pages);
+        swap_u32(&left->spare_rows, &right->spare_rows);
+        left->last_count = right->last_count = 0;
+    }
 }
 
 void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
@@ -135,17 +157,16 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     b->prefix = prefix;
     kvd_prefix_move(a->prefix, a);
     kvd_prefix_move(b->prefix, b);
-    swap_u64(&a->prefix_tokens, &b->prefix_tokens);
-    swap_u64(&a->adopted_blocks, &b->adopted_blocks);
+    swap_u32(&a->prefix_tokens, &b->prefix_tokens);
+    swap_u32(&a->adopted_blocks, &b->adopted_blocks);
     for (uint32_t i = 0; i < a->shape->layer_count; i++) {
         struct kvd_layer layer = a->layers[i];
         a->layers[i] = b->layers[i];
         b->layers[i] = layer;
-        b->layers[i].pending = a->layers[i].pending; /* the operation's, not the contents' */
-        a->layers[i].pending = layer.pending;
     }
+    work_swap(a, b);
     for (size_t i = 0; i < sizeof(a->pages_by_encoder) / sizeof(a->pages_by_encoder[0]); i++) {
-        swap_u64(&a->pages_by_encoder[i], &b->pages_by_encoder[i]);
+        swap_u32(&a->pages_by_encoder[i], &b->pages_by_encoder[i]);
     }
 }
 
@@ -169,10 +190,9 @@ void kvd_session_unref(struct kvd_session *session)
 void kvd_session_clear(struct kvd_session *session)
 {
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        KVARN_ASSERT(session->layers[i].pending == 0);
-        kvd_session_drop_spare(session, i);
-        session->layers[i].tail_pages = 0;
+        KVARN_ASSERT(kvd_session_pending(session, i) == 0);
     }
+    kvd_session_drop_work(session);
     kvd_block_table_clear(session->service, &session->table);
     session->missing_first = session->missing_last = 0;
     kvd_prefix_disable(session);
@@ -257,7 +277,7 @@ int kvd_session_check_range(const struct kvd_session *session, uint32_t layer, u
         why->reason = KVARND__MISS_REASON__MISS_NEVER_STORED;
         kvd_metrics_add(&session->service->metrics, KVD_METRIC_misses_never_stored, 1);
         return kvd_fail(why, KVARN_EMISS,
-            "layer %" PRIu32 " holds %" PRIu64 " tokens, got a range up to %" PRIu64, layer,
+            "layer %" PRIu32 " holds %" PRIu32 " tokens, got a range up to %" PRIu64, layer,
             ly->length, last);
     }
     if (first < kept_first) {
@@ -319,9 +339,9 @@ void kvd_session_usage(const struct kvd_session *session, struct kvd_session_usa
         usage_add(&usage, KVD_PAGE_TILES, sealed, ls->tile_page_bytes);
         usage_add(&usage, KVD_PAGE_SINK, count_present(session, ly->dropped_blocks, sinks_made),
             ls->rows_page_bytes);
-        usage_add(&usage, KVD_PAGE_TAIL, ly->tail_pages, ls->rows_page_bytes);
+        usage_add(&usage, KVD_PAGE_TAIL, kvd_session_tail_pages(session, i), ls->rows_page_bytes);
         usage.reserved_bytes += (made - sealed) * ls->tile_page_bytes;
-        usage.reserved_bytes += ly->spare_rows == NULL ? 0 : ls->rows_page_bytes;
+        usage.reserved_bytes += kvd_session_has_spare(session, i) ? ls->rows_page_bytes : 0;
     }
     *ret = usage;
 }

@@ -34,29 +34,19 @@
 #include "server/session/block_table.h"
 #include "server/session/failure.h"
 #include "server/session/lifetime.h"
+#include "server/session/session_work.h"
 #include "server/session/shape.h"
 #include "server/store/page_store.h"
 
 struct kvd_service;
 
+/* What is kept of a layer for good; for work in progress: session_work.h. */
 struct kvd_layer {
-    uint64_t length;         /* tokens stored */
-    uint64_t pending_length; /* length once the append in flight commits; == length without one */
+    uint32_t length;         /* tokens stored */
     uint32_t sealed_blocks;  /* leading blocks sealed or due, sinks counted */
     uint32_t dropped_blocks; /* leading blocks that left the window */
-    uint32_t pending;        /* appends, re-opens and seals in flight: operations wait for 0 */
-    uint32_t tail_pages;     /* rows pages of blocks after the sink */
-    /*
-     * ref: a rows page kept for the copy of the block that the next row goes to, whose rows are
-     * shared: taken for all layers at once, so that a step of all layers finds room or none does;
-     * or NULL.
-     */
-    struct kvd_page *spare_rows;
-    /* The last append, to recognise its retry (SEMANTICS.md 9). last_count 0: none. */
-    uint64_t last_start;
-    uint64_t last_hash;
-    uint32_t last_count;
 };
+_Static_assert(KVARN_SESSION_TOKENS_MAX < UINT32_MAX, "lengths fit");
 
 struct kvd_session_options {
     enum kvarn_encoder encoder;
@@ -67,12 +57,14 @@ TAILQ_HEAD(kvd_session_op_queue, kvd_session_op);
 
 struct kvd_session {
     RB_ENTRY(kvd_session) name_link;
-    LIST_ENTRY(kvd_session) hash_link; /* named: in its bucket of the table */
-    LIST_ENTRY(kvd_session) dead_link;
-    LIST_ENTRY(kvd_session) all_link; /* until nobody refers to it */
-    struct kvd_service *service;      /* borrowed */
-    const struct kvd_shape *shape;    /* borrowed from the registry */
-    char *name;                       /* owned; NULL: unnamed, ends with its connection */
+    SLIST_ENTRY(kvd_session) hash_link; /* named: in its bucket of the table */
+    union {
+        LIST_ENTRY(kvd_session) all_link;  /* while somebody refers to it */
+        LIST_ENTRY(kvd_session) dead_link; /* then */
+    };
+    struct kvd_service *service;   /* borrowed */
+    const struct kvd_shape *shape; /* borrowed from the registry */
+    char *name;                    /* owned; NULL: unnamed, ends with its connection */
     uint32_t tenant_id;
     uint32_t refs; /* table, handles, operations, jobs */
     uint32_t handle_count;
@@ -89,12 +81,37 @@ struct kvd_session {
     uint32_t missing_first, missing_last; /* blocks that are missing: session_evict.h */
     struct kvd_evict_entry evict;         /* the evictor's */
     struct kvd_prefix *prefix;            /* owned; NULL: it shares nothing by what it holds */
-    uint64_t prefix_tokens;               /* leading tokens that it began with, by a lease */
-    uint64_t adopted_blocks; /* blocks replaced by what another session stored before */
+    uint32_t prefix_tokens;               /* leading tokens that it began with, by a lease */
+    uint32_t adopted_blocks; /* blocks replaced by what another session stored before */
     struct kvd_session_cold cold;
-    uint64_t pages_by_encoder[4]; /* pages sealed, by enum kvarn_encoder; [0] came as records */
-    struct kvd_layer layers[];    /* shape->layer_count */
+    uint32_t pages_by_encoder[4];  /* kvd_session_count_sealed(); [0] came as records */
+    struct kvd_session_work *work; /* owned; NULL: nothing is in flight, or was lately */
+    struct kvd_layer layers[];     /* shape->layer_count */
 };
+/* An idle session costs <= 1 KiB besides its pages: with 32 layers and a name of 24 bytes. */
+_Static_assert(sizeof(struct kvd_session) + 32 * sizeof(struct kvd_layer) + 25 <= 1024,
+    "what only work in progress needs belongs to session_work.h");
+
+/* Count a page sealed, by enum kvarn_encoder; no further than 2^32 - 1. */
+static inline void kvd_session_count_sealed(struct kvd_session *session, unsigned encoder)
+{
+    uint32_t *pages = &session->pages_by_encoder[encoder];
+
+    *pages += *pages < UINT32_MAX ? 1 : 0;
+}
+
+/* Appends, re-opens and seals in flight on a layer. */
+static inline uint32_t kvd_session_pending(const struct kvd_session *session, uint32_t layer)
+{
+    return session->work == NULL ? 0 : session->work->layers[layer].pending;
+}
+
+/* A layer's length once the append in flight commits. */
+static inline uint64_t kvd_session_pending_length(const struct kvd_session *session, uint32_t layer)
+{
+    return session->work == NULL ? session->layers[layer].length
+                                 : session->work->layers[layer].pending_length;
+}
 
 /* Blocks that were not in memory when an operation came to its turn: `blocks` of the stretch. */
 struct kvd_op_cold {
@@ -172,10 +189,10 @@ void kvd_session_kick(struct kvd_session *session);
 
 /*
  * Keep layers as they are while a reader takes their pages in several turns: what comes later waits
- * for it as for an append in flight. Takes a reference.
+ * for it as for an append in flight. Takes a reference. Returns 0 or KVARN_ENOSPC.
  */
-void kvd_session_hold_layers(
-    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count);
+int kvd_session_hold_layers(
+    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count) KVARN_MUST_CHECK;
 
 /* The reader has its pages; waiting operations may go. */
 void kvd_session_release_layers(

@@ -83,8 +83,9 @@ struct kvd_page *kvd_session_swap_rows(
     struct kvd_block *block = own_block_at(session, block_idx);
     struct kvd_page *old = kvd_block_rows(&session->service->pages, block, layer);
 
-    if (block_idx >= kvd_session_sink_blocks(session)) {
-        session->layers[layer].tail_pages += (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
+    if (block_idx >= kvd_session_sink_blocks(session) && session->work != NULL) {
+        session->work->layers[layer].tail_pages +=
+            (rows != NULL ? 1u : 0u) - (old != NULL ? 1u : 0u);
     }
     kvd_block_set_rows(block, layer, rows);
     if (rows != NULL) {
@@ -161,13 +162,13 @@ static int block_fill(
 static void block_count_tails(
     struct kvd_session *session, const struct kvd_block *block, uint32_t block_idx, int sign)
 {
-    if (block == NULL || kvd_block_rows_count(block) == 0 ||
+    if (session->work == NULL || block == NULL || kvd_block_rows_count(block) == 0 ||
         block_idx < kvd_session_sink_blocks(session)) {
         return;
     }
     for (uint32_t i = 0; i < block->layer_count; i++) {
         if (block->rows->ids[i] != 0) {
-            session->layers[i].tail_pages += (uint32_t)sign;
+            session->work->layers[i].tail_pages += (uint32_t)sign;
         }
     }
 }
@@ -260,18 +261,21 @@ static int spares_take(
     struct kvd_session *session, uint32_t block_idx, const struct kvd_block *block)
 {
     uint64_t taken[KVARN_LAYERS_MAX / 64] = {0};
-    int err = 0;
+    int err = block->rows == NULL ? 0 : kvd_session_want_work(session);
 
     for (uint32_t i = 0; i < block->layer_count && err == 0; i++) {
-        struct kvd_layer *ly = &session->layers[i];
         const struct kvd_page *rows = kvd_block_rows(&session->service->pages, block, i);
-        if (rows == NULL || rows->refs == 1 || ly->spare_rows != NULL ||
-            ly->length / session->shape->group != block_idx) {
+        struct kvd_page *spare = NULL;
+        if (rows == NULL || rows->refs == 1 || kvd_session_has_spare(session, i) ||
+            session->layers[i].length / session->shape->group != block_idx) {
             continue;
         }
         err = page_take(session, session->shape->layers[i].rows_page_bytes,
-            rows_class(session, block_idx), &ly->spare_rows);
-        taken[i / 64] |= (uint64_t)(err == 0) << (i % 64);
+            rows_class(session, block_idx), &spare);
+        if (err == 0) {
+            session->work->layers[i].spare_rows = kvd_page_id(spare);
+            taken[i / 64] |= UINT64_C(1) << (i % 64);
+        }
     }
     for (uint32_t i = 0; i < block->layer_count && err != 0; i++) {
         if ((taken[i / 64] >> (i % 64) & 1) != 0) {
@@ -370,7 +374,7 @@ bool kvd_own_log_undo_some(
     uint32_t layers = 0;
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        pending += session->layers[i].pending;
+        pending += kvd_session_pending(session, i);
     }
     for (; layers < TRIM_LAYERS_MAX && !SLIST_EMPTY(log); layers += session->shape->layer_count) {
         if (pending == layer_count && copy_is_unused(session, SLIST_FIRST(log))) {
@@ -499,8 +503,12 @@ void kvd_session_part_cold(struct kvd_session *session, uint32_t block_idx, int 
 
 void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
 {
-    kvd_page_unref(&session->service->pages, session->layers[layer].spare_rows);
-    session->layers[layer].spare_rows = NULL;
+    struct kvd_page_store *pages = &session->service->pages;
+
+    if (kvd_session_has_spare(session, layer)) {
+        kvd_page_unref(pages, kvd_page_at(pages, session->work->layers[layer].spare_rows));
+        session->work->layers[layer].spare_rows = 0;
+    }
 }
 
 /*
@@ -510,18 +518,18 @@ void kvd_session_drop_spare(struct kvd_session *session, uint32_t layer)
 static int rows_take(
     struct kvd_session *session, uint32_t layer, uint32_t block_idx, struct kvd_page **ret)
 {
-    struct kvd_layer *ly = &session->layers[layer];
+    const struct kvd_page_store *pages = &session->service->pages;
     const struct kvd_block *block = kvd_session_block(session, block_idx);
 
-    if (ly->spare_rows == NULL && kvd_block_rows(&session->service->pages, block, layer) != NULL) {
+    if (!kvd_session_has_spare(session, layer) && kvd_block_rows(pages, block, layer) != NULL) {
         int err = spares_take(session, block_idx, block);
         if (err != 0) {
             return err;
         }
     }
-    if (ly->spare_rows != NULL) {
-        *ret = ly->spare_rows;
-        ly->spare_rows = NULL;
+    if (kvd_session_has_spare(session, layer)) {
+        *ret = kvd_page_at(pages, session->work->layers[layer].spare_rows);
+        session->work->layers[layer].spare_rows = 0;
         return 0;
     }
     return page_take(session, session->shape->layers[layer].rows_page_bytes,
@@ -588,9 +596,8 @@ void kvd_session_trim(struct kvd_session *session)
     uint64_t end = 0;
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        if (session->layers[i].pending_length > end) {
-            end = session->layers[i].pending_length;
-        }
+        uint64_t length = kvd_session_pending_length(session, i);
+        end = length > end ? length : end;
     }
     uint64_t needed = (end + session->shape->group - 1) / session->shape->group;
     while (session->table.count > needed) {

@@ -32,7 +32,7 @@ static bool op_is_admissible(
     const struct kvd_session *session, const struct kvd_session_op *op, const struct layer_set *set)
 {
     for (uint32_t i = op->layer_first; i < op->layer_first + op->layer_count; i++) {
-        if (session->layers[i].pending > 0 || layer_set_has(set, i)) {
+        if (kvd_session_pending(session, i) > 0 || layer_set_has(set, i)) {
             return false;
         }
     }
@@ -110,7 +110,7 @@ static bool is_hollow(const struct kvd_session *session)
         return false;
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        if (session->layers[i].pending > 0) {
+        if (kvd_session_pending(session, i) > 0) {
             return false;
         }
     }
@@ -160,22 +160,27 @@ void kvd_session_op_cancel(struct kvd_session_op *op)
     kvd_session_unref(session);
 }
 
-void kvd_session_hold_layers(
-    struct kvd_session *session, uint32_t layer_first, uint32_t layer_count)
+int kvd_session_hold_layers(struct kvd_session *session, uint32_t layer_first, uint32_t layer_count)
 {
+    int err = kvd_session_want_work(session);
+
     KVARN_ASSERT(layer_first + layer_count <= session->shape->layer_count);
+    if (err != 0) {
+        return err;
+    }
     kvd_session_ref(session);
     for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
-        session->layers[i].pending++;
+        session->work->layers[i].pending++;
     }
+    return 0;
 }
 
 void kvd_session_release_layers(
     struct kvd_session *session, uint32_t layer_first, uint32_t layer_count)
 {
     for (uint32_t i = layer_first; i < layer_first + layer_count; i++) {
-        KVARN_ASSERT(session->layers[i].pending > 0);
-        session->layers[i].pending--;
+        KVARN_ASSERT(kvd_session_pending(session, i) > 0);
+        session->work->layers[i].pending--;
     }
     kvd_session_kick(session);
     kvd_session_unref(session);

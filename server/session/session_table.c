@@ -15,7 +15,8 @@
 #include "server/session/session_blocks.h"
 
 /* Enough that a hundred thousand sessions stand almost alone; memory not used is not resident. */
-#define BUCKETS 65536u
+#define BUCKETS       65536u
+#define BUCKETS_BYTES (BUCKETS * sizeof(struct kvd_session_bucket))
 
 static struct kvd_session_bucket *bucket_of(
     const struct kvd_session_table *table, uint32_t tenant_id, const char *name)
@@ -98,6 +99,15 @@ static void reap_slice_run(struct kvd_slice *slice)
     reap_soon(table);
 }
 
+static void buckets_free(struct kvd_session_table *table)
+{
+    if (table->buckets != NULL) {
+        free(table->buckets);
+        table->buckets = NULL;
+        kvd_budget_release(&table->service->budget, KVD_BUDGET_SESSIONS, BUCKETS_BYTES);
+    }
+}
+
 int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *service)
 {
     struct kvd_io *io = service->io;
@@ -107,13 +117,18 @@ int kvd_session_table_init(struct kvd_session_table *table, struct kvd_service *
     RB_INIT(&table->named);
     LIST_INIT(&table->all);
     LIST_INIT(&table->dead);
+    TAILQ_INIT(&table->works);
     SLIST_INIT(&table->dead_spans);
     SLIST_INIT(&table->dead_blocks);
     table->reap_slice.run = reap_slice_run;
     table->count = 0;
     table->count_max = (uint32_t)service->config->sessions_max;
-    table->buckets = calloc(BUCKETS, sizeof(table->buckets[0]));
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, BUCKETS_BYTES) != 0) {
+        return KVARN_ENOMEM;
+    }
+    table->buckets = calloc(1, BUCKETS_BYTES);
     if (table->buckets == NULL) {
+        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, BUCKETS_BYTES);
         return KVARN_ENOMEM;
     }
     /* A random start: an epoch that a client kept from an earlier run matches nothing. */
@@ -133,8 +148,7 @@ void kvd_session_table_fini(struct kvd_session_table *table)
     struct kvd_session *session;
 
     if (table->slices.timer == NULL) {
-        free(table->buckets);
-        table->buckets = NULL;
+        buckets_free(table);
         return; /* zeroed, or init failed: nothing was ever inserted */
     }
     while ((session = RB_MIN(kvd_session_tree, &table->named)) != NULL) {
@@ -142,8 +156,7 @@ void kvd_session_table_fini(struct kvd_session_table *table)
     }
     kvd_slices_fini(&table->slices); /* reaps to the end */
     KVARN_ASSERT(table->count == 0 && !kvd_session_table_has_dead(table));
-    free(table->buckets);
-    table->buckets = NULL;
+    buckets_free(table);
 }
 
 struct kvd_session *kvd_session_table_find(
@@ -151,7 +164,7 @@ struct kvd_session *kvd_session_table_find(
 {
     struct kvd_session *session;
 
-    LIST_FOREACH(session, bucket_of(table, tenant_id, name), hash_link)
+    SLIST_FOREACH(session, bucket_of(table, tenant_id, name), hash_link)
     {
         if (session->tenant_id == tenant_id && strcmp(session->name, name) == 0) {
             return session;
@@ -165,7 +178,7 @@ void kvd_session_table_insert(struct kvd_session_table *table, struct kvd_sessio
     KVARN_ASSERT(session->name != NULL && !session->is_dropped);
     struct kvd_session *other = RB_INSERT(kvd_session_tree, &table->named, session);
     KVARN_ASSERT(other == NULL);
-    LIST_INSERT_HEAD(bucket_of(table, session->tenant_id, session->name), session, hash_link);
+    SLIST_INSERT_HEAD(bucket_of(table, session->tenant_id, session->name), session, hash_link);
     kvd_session_ref(session);
     kvd_cold_note(session); /* a fork has blocks already */
 }
@@ -183,7 +196,8 @@ void kvd_session_table_drop(struct kvd_session_table *table, struct kvd_session 
     kvd_session_ref(session);
     if (session->name != NULL) {
         RB_REMOVE(kvd_session_tree, &table->named, session);
-        LIST_REMOVE(session, hash_link);
+        SLIST_REMOVE(
+            bucket_of(table, session->tenant_id, session->name), session, kvd_session, hash_link);
         kvd_session_unref(session);
     }
     kvd_session_kick(session); /* empties it now, unless something is in flight */

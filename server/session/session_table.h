@@ -14,7 +14,7 @@
 #include "server/session/session.h"
 
 RB_HEAD(kvd_session_tree, kvd_session);
-LIST_HEAD(kvd_session_bucket, kvd_session);
+SLIST_HEAD(kvd_session_bucket, kvd_session);
 LIST_HEAD(kvd_session_dead_list, kvd_session);
 LIST_HEAD(kvd_session_all_list, kvd_session);
 
@@ -28,6 +28,7 @@ struct kvd_session_table {
     struct kvd_session_bucket *buckets; /* owned: the same by hash, to be found at once */
     uint64_t hash_seed;
     struct kvd_session_all_list all;        /* sessions that somebody refers to */
+    struct kvd_session_work_list works;     /* of sessions, least recently wanted first */
     struct kvd_session_dead_list dead;      /* unreferenced, not freed yet */
     struct kvd_span_dead_list dead_spans;   /* of tables, with their blocks */
     struct kvd_block_dead_list dead_blocks; /* cut off by truncates, pages not freed yet */

@@ -164,8 +164,10 @@ static void lengths_commit(struct kvd_truncate *truncate)
         uint64_t cut = layer_cut(ly, truncate->args.length);
         uint32_t blocks = (uint32_t)(cut / session->shape->group);
         is_shorter = is_shorter || cut < ly->length;
-        ly->length = cut;
-        ly->pending_length = cut;
+        ly->length = (uint32_t)cut;
+        if (session->work != NULL) {
+            session->work->layers[i].pending_length = ly->length;
+        }
         if (ly->sealed_blocks > blocks) {
             ly->sealed_blocks = blocks;
         }
@@ -177,7 +179,9 @@ static void lengths_commit(struct kvd_truncate *truncate)
         return;
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        session->layers[i].last_count = 0; /* those retries carry the old epoch */
+        if (session->work != NULL) {
+            session->work->layers[i].last_count = 0; /* those retries carry the old epoch */
+        }
         kvd_session_drop_spare(session, i);
     }
     session->epoch = kvd_session_table_new_epoch(&session->service->sessions);
@@ -249,8 +253,8 @@ static void truncate_conclude(struct kvd_truncate *truncate)
     struct kvd_failure why = {0};
 
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        KVARN_ASSERT(session->layers[i].pending == 1);
-        session->layers[i].pending = 0;
+        KVARN_ASSERT(kvd_session_pending(session, i) == 1);
+        session->work->layers[i].pending = 0;
     }
     if (kvd_session_check_epoch(session, truncate->args.epoch, &why) != 0 ||
         check_wanted(truncate, &why) != 0) {
@@ -350,6 +354,9 @@ static int truncate_prepare(struct kvd_truncate *truncate, struct kvd_failure *w
             err = reopen_prepare(truncate, i, block_idx, why);
         }
     }
+    if (err == 0 && truncate->job_count > 0 && kvd_session_want_work(session) != 0) {
+        err = kvd_session_fail_space(session->service, sizeof(struct kvd_session_work), why);
+    }
     return err;
 }
 
@@ -369,7 +376,7 @@ static void truncate_admit_cb(struct kvd_session_op *op)
         return;
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        session->layers[i].pending++;
+        session->work->layers[i].pending++;
     }
     truncate->jobs_left = truncate->job_count;
     for (uint32_t i = 0, n = truncate->job_count; i < n; i++) {

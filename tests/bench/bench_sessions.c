@@ -17,17 +17,21 @@
 #include "tests/bench/bench.h"
 #include "tests/support/session_rig.h"
 
-#define LAYERS         32
-#define GROUP          128
-#define SAMPLES        301
-#define SAMPLES_COLD   31
-#define CHILL_BYTES    ((size_t)64 << 20)
-#define SESSIONS_MAX   100000
-#define FORK_US_MAX    50.0
-#define LOOKUP_US_MAX  5.0
-#define EVICT_US_MAX   5000.0 /* the longest stall of the loop that is allowed */
-#define NS_PER_US      1000.0
-#define NAME_BYTES_MAX 32
+#define LAYERS            32
+#define GROUP             128
+#define SAMPLES           301
+#define SAMPLES_COLD      31
+#define CHILL_BYTES       ((size_t)64 << 20)
+#define SESSIONS_MAX      100000
+#define FORK_US_MAX       50.0
+#define LOOKUP_US_MAX     5.0
+#define EVICT_US_MAX      5000.0 /* the longest stall of the loop that is allowed */
+#define SESSION_BYTES_MAX 1024.0
+#define PAGE_BYTES_MAX    16.0
+#define SESSIONS_IDLE     2000
+#define TOKENS_IDLE       2000
+#define NS_PER_US         1000.0
+#define NAME_BYTES_MAX    32
 
 /* The layers of an 8B model with the smallest heads: pages are not touched, only counted. */
 static const struct kvd_layer_group groups[] = {
@@ -74,13 +78,14 @@ static struct kvd_session *session_make(struct kvt_rig *rig, uint64_t tokens)
     uint32_t blocks = (uint32_t)((tokens + GROUP - 1) / GROUP);
     struct kvd_failure why = {0};
 
-    session->layers[0].pending_length = tokens;
+    KVARN_ASSERT(kvd_session_want_work(session) == 0);
+    session->work->layers[0].pending_length = (uint32_t)tokens;
     for (uint32_t b = 0; b < blocks; b++) {
         enum kvd_reserve kind = b + 1 == blocks ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
         KVARN_ASSERT(kvd_session_add_block(session, kind, &why) == 0);
     }
     for (uint32_t i = 0; i < LAYERS; i++) {
-        session->layers[i].length = session->layers[i].pending_length = tokens;
+        session->layers[i].length = session->work->layers[i].pending_length = (uint32_t)tokens;
         session->layers[i].sealed_blocks = (uint32_t)(tokens / GROUP);
     }
     return session;
@@ -169,6 +174,12 @@ static void reorder_row(struct kvb_report *report, struct kvt_rig *rig)
     kvt_rig_settle(rig);
 }
 
+static void row_bytes(struct kvb_report *report, struct kvb_row *row, double bytes)
+{
+    row->value = row->low = row->high = bytes;
+    kvb_report_row(report, row);
+}
+
 static void name_of(char name[NAME_BYTES_MAX], uint32_t i)
 {
     /* Neighbours in the order of names are far from each other in memory. */
@@ -214,14 +225,13 @@ static void table_rows(struct kvb_report *report, struct kvt_rig *rig)
             .goal = {.must = LOOKUP_US_MAX, .is_limit = true}};
         row_times(report, &row, samples_ns, SAMPLES);
     }
-    double bytes = (double)(rig->service.budget.used_bytes - used) / SESSIONS_MAX;
-    kvb_report_row(report, &(struct kvb_row){.what = "memory",
-                               .variant = "empty session",
-                               .params = "32 layers",
-                               .value = bytes,
-                               .low = bytes,
-                               .high = bytes,
-                               .unit = "B"});
+    row_bytes(report,
+        &(struct kvb_row){.what = "memory",
+            .variant = "empty session",
+            .params = "32 layers",
+            .unit = "B",
+            .goal = {.must = SESSION_BYTES_MAX, .is_limit = true}},
+        (double)(rig->service.budget.used_bytes - used) / SESSIONS_MAX);
     for (uint32_t i = 0; i < made; i++) {
         kvt_session_drop(rig, sessions[i]);
     }
@@ -247,24 +257,71 @@ static void prefix_row(struct kvb_report *report, struct kvt_rig *rig)
     row_times(report, &row, samples_ns, SAMPLES);
 }
 
-/* What a page costs besides its own bytes. */
-static void memory_row(struct kvb_report *report, struct kvt_rig *rig)
+static uint64_t page_count(const struct kvt_rig *rig)
+{
+    uint64_t pages = 0;
+
+    for (size_t i = 0; i < KVD_PAGE_CLASS_COUNT; i++) {
+        pages += rig->service.pages.classes[i].pages;
+    }
+    return pages;
+}
+
+/* What a page costs besides its own bytes, and a block whose pages are not in memory. */
+static void page_rows(struct kvb_report *report, struct kvt_rig *rig)
 {
     const uint64_t *kind_bytes = rig->service.budget.kind_bytes;
     uint64_t before = kind_bytes[KVD_BUDGET_SESSIONS];
     struct kvd_session *session = session_make(rig, 1000000);
-    uint64_t pages = rig->service.pages.classes[KVD_PAGE_TILES].pages;
-    double bytes = (double)(kind_bytes[KVD_BUDGET_SESSIONS] - before) / (double)pages;
+    uint32_t blocks = kvd_session_block_count(session);
+    uint64_t freed;
 
-    kvb_report_row(report, &(struct kvb_row){.what = "memory",
-                               .variant = "tables",
-                               .params = "1M tokens, 32 layers",
-                               .value = bytes,
-                               .low = bytes,
-                               .high = bytes,
-                               .unit = "B/page",
-                               .note = "descriptor of the page, its place in a block, the span"});
+    kvd_session_drop_work(session);
+    row_bytes(report,
+        &(struct kvb_row){.what = "memory",
+            .variant = "page",
+            .params = "1M tokens, 32 layers",
+            .unit = "B/page",
+            .note = "descriptor of the page, its place in a block, the span, the session",
+            .goal = {.must = PAGE_BYTES_MAX, .is_limit = true}},
+        (double)(kind_bytes[KVD_BUDGET_SESSIONS] - before) / (double)page_count(rig));
+    for (uint32_t b = 0; b < blocks; b++) {
+        KVARN_ASSERT(kvd_session_strip_block(session, b, 1, &freed) == 0);
+    }
+    (void)kvd_page_store_reclaim(&rig->service.pages, UINT64_MAX);
+    row_bytes(report,
+        &(struct kvb_row){.what = "memory",
+            .variant = "block without pages",
+            .params = "1M tokens, 32 layers",
+            .unit = "B/block",
+            .note = "of the tables; a cold tier has its own"},
+        (double)(kind_bytes[KVD_BUDGET_SESSIONS] - before) / (double)blocks);
     kvt_session_drop(rig, session);
+    kvt_rig_settle(rig);
+}
+
+/* What a session that nobody uses costs besides its pages, at the price of a page above. */
+static void idle_row(struct kvb_report *report, struct kvt_rig *rig)
+{
+    static struct kvd_session *sessions[SESSIONS_IDLE];
+    uint64_t before = rig->service.budget.kind_bytes[KVD_BUDGET_SESSIONS];
+
+    for (size_t i = 0; i < SESSIONS_IDLE; i++) {
+        sessions[i] = session_make(rig, TOKENS_IDLE);
+        kvd_session_drop_work(sessions[i]);
+    }
+    uint64_t bytes = rig->service.budget.kind_bytes[KVD_BUDGET_SESSIONS] - before;
+    row_bytes(report,
+        &(struct kvb_row){.what = "memory",
+            .variant = "idle session",
+            .params = "2,000 tokens, 32 layers",
+            .unit = "B",
+            .note = "all but 16 B a page",
+            .goal = {.must = SESSION_BYTES_MAX, .is_limit = true}},
+        ((double)bytes - PAGE_BYTES_MAX * (double)page_count(rig)) / SESSIONS_IDLE);
+    for (size_t i = 0; i < SESSIONS_IDLE; i++) {
+        kvt_session_drop(rig, sessions[i]);
+    }
     kvt_rig_settle(rig);
 }
 
@@ -341,7 +398,8 @@ int kvb_sessions(struct kvb_report *report, int argc, char **argv)
     reorder_row(report, &rig);
     table_rows(report, &rig);
     prefix_row(report, &rig);
-    memory_row(report, &rig);
+    page_rows(report, &rig);
+    idle_row(report, &rig);
     kvt_rig_fini(&rig);
     evict_rows(report);
     return 0;

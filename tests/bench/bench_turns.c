@@ -135,12 +135,13 @@ static struct opened long_make(
     struct kvd_failure why = {0};
 
     KVARN_ASSERT(kvd_session_create(&turns->host.service, shape, name, &options, &session) == 0);
-    session->layers[0].pending_length = tokens;
+    KVARN_ASSERT(kvd_session_want_work(session) == 0);
+    session->work->layers[0].pending_length = (uint32_t)tokens;
     for (uint64_t b = 0; b < tokens / GROUP; b++) {
         KVARN_ASSERT(kvd_session_add_block(session, KVD_RESERVE_TILES, &why) == 0);
     }
     for (uint32_t i = 0; i < shape->layer_count; i++) {
-        session->layers[i].length = session->layers[i].pending_length = tokens;
+        session->layers[i].length = session->work->layers[i].pending_length = (uint32_t)tokens;
         session->layers[i].sealed_blocks = (uint32_t)(tokens / GROUP);
     }
     kvd_session_table_insert(&turns->host.service.sessions, session);

@@ -454,7 +454,8 @@ static void session_check(const struct kvd_session *session)
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         const struct kvd_layer *ly = &session->layers[i];
 
-        KVARN_ASSERT(ly->pending == 0 && ly->pending_length == ly->length);
+        KVARN_ASSERT(kvd_session_pending(session, i) == 0 &&
+                     kvd_session_pending_length(session, i) == ly->length);
         KVARN_ASSERT(ly->sealed_blocks * group <= ly->length);
         KVARN_ASSERT(ly->dropped_blocks <= ly->sealed_blocks);
         KVARN_ASSERT(kvd_session_block_count(session) * group >= ly->length);

@@ -171,16 +171,31 @@ static void models_check(struct world *world)
     }
 }
 
+static void ops_forget(struct world_session *ws)
+{
+    ws->last.token_count = 0;
+}
+
+/* Now and then nobody uses some of the sessions for long. */
+static void works_drop(struct world *world)
+{
+    for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
+        struct world_session *ws = &world->sessions[i];
+        if ((world->op_count + i) % 3 == 0 &&
+            kvd_session_open_blocks(ws->session) <= KVD_SESSION_OPEN_BLOCKS_MAX) {
+            kvd_session_drop_work(ws->session);
+            ops_forget(ws);
+        }
+    }
+}
+
 void world_settle(struct world *world)
 {
     kvt_rig_settle(&world->rig);
     ops_judge(world);
     models_check(world);
-}
-
-static void ops_forget(struct world_session *ws)
-{
-    ws->last.token_count = 0;
+    works_drop(world);
+    models_check(world);
 }
 
 /* The copy that was made takes its place, and who had it goes. */
@@ -218,13 +233,14 @@ static bool is_sharing(const struct world *world)
     return false;
 }
 
-/* Memory that an idle service holds for its sessions, block tables aside: they keep some room. */
+/* Memory that an idle service holds for its sessions, block tables and work aside: they stay. */
 static uint64_t held_bytes(struct world *world)
 {
     (void)kvd_page_store_reclaim(&world->rig.service.pages, UINT64_MAX);
     uint64_t bytes = world->rig.service.budget.used_bytes;
     for (unsigned i = 0; i < WORLD_SESSIONS; i++) {
         bytes -= kvd_block_table_bytes(&world->sessions[i].session->table);
+        bytes -= kvd_session_work_bytes(world->sessions[i].session);
     }
     return bytes;
 }

@@ -526,9 +526,10 @@ unsigned kvt_model_check(const struct kvt_model *model, const struct kvd_session
     for (uint32_t i = 0; i < model->shape->layer_count; i++) {
         const struct kvd_layer *ly = &session->layers[i];
         const struct kvt_model_layer *ml = &model->layers[i];
-        check_that(&check, ly->pending == 0, "pending", i, 0);
+        check_that(&check, kvd_session_pending(session, i) == 0, "pending", i, 0);
         check_that(&check, ly->length == ml->length, "length differs", i, 0);
-        check_that(&check, ly->pending_length == ly->length, "pending length differs", i, 0);
+        check_that(&check, kvd_session_pending_length(session, i) == ly->length,
+            "pending length differs", i, 0);
         check_that(&check, ly->sealed_blocks == ml->sealed_blocks, "sealed blocks differ", i, 0);
         check_that(&check, ly->dropped_blocks == ml->dropped_blocks, "dropped blocks differ", i, 0);
         longest = ml->length > longest ? ml->length : longest;
@@ -542,7 +543,8 @@ unsigned kvt_model_check(const struct kvt_model *model, const struct kvd_session
         }
     }
     for (uint32_t i = 0; i < model->shape->layer_count; i++) {
-        usage_count(&check.usage, session->layers[i].spare_rows, false);
+        uint32_t spare = session->work == NULL ? 0 : session->work->layers[i].spare_rows;
+        usage_count(&check.usage, kvd_page_at(&session->service->pages, spare), false);
     }
     kvd_session_usage(session, &usage);
     check_that(&check, memcmp(&usage, &check.usage, sizeof(usage)) == 0, "usage differs", 0, 0);

@@ -65,7 +65,8 @@ void kvt_refs_add_session(struct kvt_refs *refs, const struct kvd_session *sessi
         }
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
-        kvt_refs_add_page(refs, session->layers[i].spare_rows);
+        uint32_t spare = session->work == NULL ? 0 : session->work->layers[i].spare_rows;
+        kvt_refs_add_page(refs, kvd_page_at(&session->service->pages, spare));
     }
 }
 

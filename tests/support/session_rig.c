@@ -206,7 +206,7 @@ struct kvt_append kvt_append_of(
 {
     return (struct kvt_append){.session = session,
         .layer_count = session->shape->layer_count,
-        .start = session->layers[0].pending_length,
+        .start = kvd_session_pending_length(session, 0),
         .token_count = token_count,
         .values = {.seed = values_seed},
         .epoch = session->epoch};

@@ -22,6 +22,7 @@ struct kvt_host {
     struct kvd_io_fake *fake;
     struct kvd_config config;
     struct kvd_service service;
+    uint64_t budget_start; /* what the service itself is charged with */
 };
 
 /* Zero: the daemon's default, except that there are no worker threads. */

@@ -106,7 +106,7 @@ static void test_s03_a_later_request_waits_for_the_seal(void **state)
     kvt_attend_begin(&c.rig, &attend);
     assert_true(append.outcome.is_done); /* small: stored at once, its seal is due */
     assert_false(attend.outcome.is_done);
-    assert_int_equal(c.session->layers[0].pending, 1);
+    assert_int_equal(kvd_session_pending(c.session, 0), 1);
     kvt_rig_settle(&c.rig);
     assert_int_equal(attend.outcome.why.err, 0);
     assert_int_equal(attend.args.sealed_blocks, 2);

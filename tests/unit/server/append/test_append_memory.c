@@ -260,7 +260,7 @@ static void test_s05_rows_taken_for_a_refused_append_come_back(void **state)
     int err = kvt_append_now(&c.rig, &append);
     assert_int_equal(err, KVARN_ENOSPC);
     assert_int_equal(held(&c), before);
-    assert_int_equal(c.session->layers[0].tail_pages, 0);
+    assert_int_equal(kvd_session_tail_pages(c.session, 0), 0);
     kvt_model_tiles(&c.model, &tiles);
     free(payload);
     kvt_case_fini(&c);

@@ -30,7 +30,8 @@ static void fixture_init(struct fixture *fx)
 
     kvt_rig_init(&fx->rig, &(struct kvt_rig_options){0});
     fx->session = kvt_session_open(&fx->rig, NULL, 0);
-    fx->session->layers[0].pending_length = 128;
+    assert_int_equal(kvd_session_want_work(fx->session), 0);
+    fx->session->work->layers[0].pending_length = 128;
     assert_int_equal(kvd_session_add_block(fx->session, KVD_RESERVE_ROWS, &why), 0);
     assert_int_equal(kvd_session_add_block(fx->session, KVD_RESERVE_TILES, &why), 0);
     fx->payload = kvt_alloc(1 << 16);
@@ -39,7 +40,7 @@ static void fixture_init(struct fixture *fx)
 static void fixture_fini(struct fixture *fx)
 {
     free(fx->payload);
-    fx->session->layers[0].pending_length = 0;
+    fx->session->work->layers[0].pending_length = 0;
     kvt_session_drop(&fx->rig, fx->session);
     kvt_rig_fini(&fx->rig);
 }
@@ -157,10 +158,10 @@ static void test_place_takes_rows_where_records_were_expected(void **state)
     struct kvd_append_unit unit = unit_of(&fx, 64, 3);
     assert_int_equal(kvd_append_unit_place(&unit, fx.session, NULL, &why), 0);
     assert_non_null(rows_at(&fx, 1));
-    assert_int_equal(fx.session->layers[0].tail_pages, 1);
+    assert_int_equal(kvd_session_tail_pages(fx.session, 0), 1);
     kvd_append_unit_unplace(&unit, fx.session);
     assert_null(rows_at(&fx, 1));
-    assert_int_equal(fx.session->layers[0].tail_pages, 0);
+    assert_int_equal(kvd_session_tail_pages(fx.session, 0), 0);
     fixture_fini(&fx);
 }
 

@@ -535,7 +535,7 @@ static void test_a_start_without_memory_loses_nothing(void **state)
     (void)state;
     static const char *const names[] = {"a", "b", "c", "d"};
     struct kvd_fake_disk *disk = disk_with(names, 4);
-    uint64_t limit = 1024;
+    uint64_t limit = (UINT64_C(512) << 10) + 1024; /* what the table of names takes, and little */
     uint32_t sessions = 0;
     unsigned failures = 0;
     int err;

@@ -225,7 +225,7 @@ static void test_busy_sessions_and_stops(void **state)
     kvt_rig_init(&rig, &(struct kvt_rig_options){0});
     struct kvd_session *session = open_filled(&rig, "s", 1);
     flip_page(session, 2, 0);
-    session->layers[2].pending++; /* as if an append were at work */
+    session->work->layers[2].pending++; /* as if an append were at work */
     begin(&seen, session, 0);
     kvt_rig_settle(&rig);
     assert_int_equal(seen.done_count, 0);
@@ -238,7 +238,7 @@ static void test_busy_sessions_and_stops(void **state)
 
     begin(&seen, session, 1);
     kvt_rig_settle(&rig);
-    session->layers[2].pending--;
+    session->work->layers[2].pending--;
     kvd_session_kick(session);
     kvt_rig_settle(&rig);
     assert_int_equal(seen.done_count, 1);

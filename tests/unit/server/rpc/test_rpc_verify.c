@@ -209,7 +209,7 @@ static void test_few_at_once_and_ends(void **state)
     open_filled(&rig, "s", 64 * 4 + 1);
     kvt_host_settle(&rig.host);
     flip(&rig, "s", 2);
-    session_of(&rig, "s")->layers[1].pending++; /* a repair waits for it */
+    session_of(&rig, "s")->work->layers[1].pending++; /* a repair waits for it */
     Kvarnd__Verify message = message_of(&(struct ask){.name = "s", .deadline_ms = 1000});
     (void)kvt_peer_send(&rig.peer, KVARN_FRAME_VERIFY, &message.base, NULL, 0);
     message = message_of(&(struct ask){0});
@@ -235,7 +235,7 @@ static void test_few_at_once_and_ends(void **state)
     kvt_answer_fini(&answer);
     assert_int_equal(rig.host.service.verify_count, 0);
 
-    session_of(&rig, "s")->layers[1].pending--;
+    session_of(&rig, "s")->work->layers[1].pending--;
     kvd_session_kick(session_of(&rig, "s"));
     kvt_host_settle(&rig.host);
     answer = verify_call(&rig, &(struct ask){0});

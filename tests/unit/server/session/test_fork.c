@@ -134,8 +134,8 @@ static void test_s05_a_step_of_a_copy_finds_room_at_its_first_layer(void **state
     kvt_append_fill(&append);
     kvt_model_append(&child.model, &append);
     assert_int_equal(kvt_append_now(&c.rig, &append), 0);
-    assert_null(child.session->layers[0].spare_rows);
-    assert_non_null(child.session->layers[1].spare_rows);
+    assert_false(kvd_session_has_spare(child.session, 0));
+    assert_true(kvd_session_has_spare(child.session, 1));
     assert_int_equal(kvt_model_check(&child.model, child.session), 0);
     refs_check(&c, &child);
     c.rig.source.is_empty = true; /* no more memory */
@@ -317,7 +317,7 @@ static void test_s17_a_refused_append_shares_again(void **state)
         assert_ptr_equal(kvd_session_block(child.session, last), block);
         assert_int_equal(block->refs, 2);
         for (uint32_t l = 0; l < block->layer_count; l++) {
-            assert_null(child.session->layers[l].spare_rows);
+            assert_false(kvd_session_has_spare(child.session, l));
         }
         refs_check(&c, &child);
         kvt_case_check(&c);

@@ -36,7 +36,8 @@ static void fixture_fini(struct fixture *fx)
 /* Claim tokens for which no layer has rows, so that a trim keeps their blocks. */
 static void claim(struct fixture *fx, uint64_t tokens)
 {
-    fx->session->layers[0].pending_length = tokens;
+    assert_int_equal(kvd_session_want_work(fx->session), 0);
+    fx->session->work->layers[0].pending_length = (uint32_t)tokens;
 }
 
 static int add(struct fixture *fx, enum kvd_reserve kind)
@@ -70,7 +71,7 @@ static void test_s05_a_block_has_pages_for_all_layers(void **state)
         assert_int_equal(kvd_page_bytes(tiles[1]), ls->tile_page_bytes);
         assert_null(rows[2]);
         assert_int_equal(tiles[2]->page_class, KVD_PAGE_TILES);
-        assert_int_equal(fx.session->layers[i].tail_pages, 1);
+        assert_int_equal(kvd_session_tail_pages(fx.session, i), 1);
     }
     fixture_fini(&fx);
 }
@@ -144,14 +145,15 @@ static void test_trim_keeps_what_any_layer_needs(void **state)
     for (unsigned i = 0; i < 10; i++) {
         assert_int_equal(add(&fx, KVD_RESERVE_ROWS), 0);
     }
-    fx.session->layers[1].pending_length = 65; /* an append in flight counts */
+    assert_int_equal(kvd_session_want_work(fx.session), 0);
+    fx.session->work->layers[1].pending_length = 65; /* an append in flight counts */
     kvd_session_trim(fx.session);
     assert_int_equal(kvd_session_block_count(fx.session), 2);
-    assert_int_equal(fx.session->layers[0].tail_pages, 1);
-    fx.session->layers[1].pending_length = 0;
+    assert_int_equal(kvd_session_tail_pages(fx.session, 0), 1);
+    fx.session->work->layers[1].pending_length = 0;
     kvd_session_trim(fx.session);
     assert_int_equal(kvd_session_block_count(fx.session), 0);
-    assert_int_equal(fx.session->layers[0].tail_pages, 0);
+    assert_int_equal(kvd_session_tail_pages(fx.session, 0), 0);
     assert_false(kvd_session_table_has_dead(&fx.rig.service.sessions));
     fixture_fini(&fx);
 }
@@ -209,10 +211,10 @@ static void test_rows_for_write(void **state)
     assert_int_equal(kvd_session_rows_for_write(fx.session, 1, 1, 0, &copied, &why), 0);
     assert_null(copied);
     assert_int_equal(kvd_session_rows(fx.session, 1, 1)->page_class, KVD_PAGE_TAIL);
-    assert_int_equal(fx.session->layers[1].tail_pages, 1);
+    assert_int_equal(kvd_session_tail_pages(fx.session, 1), 1);
     kvd_session_drop_rows(fx.session, 1, 1);
     assert_null(kvd_session_rows(fx.session, 1, 1));
-    assert_int_equal(fx.session->layers[1].tail_pages, 0);
+    assert_int_equal(kvd_session_tail_pages(fx.session, 1), 0);
     fixture_fini(&fx);
 }
 

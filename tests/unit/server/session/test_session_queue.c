@@ -34,7 +34,8 @@ static void probe_admit_cb(struct kvd_session_op *op)
     assert_false(op->is_queued);
     probe->turn = ++turns;
     for (uint32_t i = 0; probe->keeps && i < op->layer_count; i++) {
-        op->session->layers[op->layer_first + i].pending++;
+        assert_int_equal(kvd_session_want_work(op->session), 0);
+        op->session->work->layers[op->layer_first + i].pending++;
     }
 }
 
@@ -48,7 +49,7 @@ static struct probe probe_of(uint32_t layer_first, uint32_t layer_count, bool ke
 static void probe_end(struct kvd_session *session, const struct probe *probe)
 {
     for (uint32_t i = 0; i < probe->op.layer_count; i++) {
-        session->layers[probe->op.layer_first + i].pending--;
+        session->work->layers[probe->op.layer_first + i].pending--;
     }
     kvd_session_kick(session);
 }
