@@ -62,10 +62,12 @@ static int dir_make(const struct cold_segment *cold)
     int64_t result = cold->io->ops->file_run(cold->io, &make);
 
     if (result == KVARN_EFORBIDDEN && make.bytes != 0) {
+        char mode[32];
+        (void)snprintf(mode, sizeof(mode), "%04" PRIo64, make.bytes);
         kvd_log(KVD_LOG_ERROR, "cold_failed",
-            "dir=%s error=%s owner=%" PRIu64 " mode=%04" PRIo64
-            ": expected a folder of the daemon's own user, with mode 0700",
-            cold->dir, kvarn_err_label((int)result), make.offset, make.bytes);
+            "dir=%s error=%s owner=%" PRIu64
+            " mode=%s: expected a folder of the daemon's own user, with mode 0700",
+            cold->dir, kvarn_err_label((int)result), make.offset, mode);
     } else if (result < 0) {
         kvd_log(KVD_LOG_ERROR, "cold_failed", "dir=%s error=%s", cold->dir,
             kvarn_err_label((int)result));
