@@ -80,7 +80,10 @@ uint64_t kvd_cold_restart_tokens(const struct kvd_session *session)
 
 uint32_t kvd_cold_away_blocks(const struct kvd_session *session)
 {
-    return session->missing_last - session->missing_first - session->cold.restored_blocks;
+    uint32_t missing = session->missing_last - session->missing_first;
+    uint32_t restored = session->cold.restored_blocks;
+
+    return missing - (restored < missing ? restored : missing);
 }
 
 void kvd_cold_away(

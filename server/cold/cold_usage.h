@@ -39,7 +39,10 @@ void kvd_cold_usage_add_records(const struct kvd_session *session, struct kvd_co
  */
 uint64_t kvd_cold_restart_tokens(const struct kvd_session *session);
 
-/* Blocks that are not in memory, whatever became of them. */
+/*
+ * Blocks that are not in memory, whatever became of them, as far as the session knows: what loads
+ * of others brought back of blocks that it shares, it learns at its own next one.
+ */
 uint32_t kvd_cold_away_blocks(const struct kvd_session *session);
 
 /*

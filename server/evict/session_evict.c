@@ -191,26 +191,10 @@ int kvd_session_lose_block(
     int err = kvd_session_strip_block(
         session, block_idx, KVARND__MISS_REASON__MISS_CHECKSUM, ret_freed_bytes);
 
-    if (err != 0) {
-        return err;
+    if (err == 0) {
+        missing_include(session, block_idx);
     }
-    if (!kvd_session_has_missing(session)) {
-        session->missing_first = block_idx;
-        session->missing_last = block_idx;
-    }
-    if (block_idx < session->missing_first) {
-        session->missing_first = block_idx;
-    }
-    if (block_idx >= session->missing_last) {
-        session->missing_last = block_idx + 1;
-    }
-    session->cold.restored_blocks = 0;
-    for (uint32_t b = session->missing_first; b < session->missing_last; b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        bool is_there = block != NULL && block->state == KVD_BLOCK_RESIDENT;
-        session->cold.restored_blocks += is_there ? 1 : 0;
-    }
-    return 0;
+    return err;
 }
 
 /* Count the miss; returns what became of the tokens, in words. */

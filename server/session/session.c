@@ -103,6 +103,7 @@ int kvd_session_copy(const struct kvd_session *from, const char *name, struct kv
     }
     copy->missing_first = from->missing_first;
     copy->missing_last = from->missing_last;
+    copy->cold.restored_blocks = from->cold.restored_blocks;
     memcpy(copy->pages_by_encoder, from->pages_by_encoder, sizeof(copy->pages_by_encoder));
     copy->prefix_tokens = from->prefix_tokens;
     copy->adopted_blocks = from->adopted_blocks;
@@ -153,6 +154,9 @@ void kvd_session_swap_contents(struct kvd_session *a, struct kvd_session *b)
     a->missing_last = b->missing_last;
     b->missing_first = missing_first;
     b->missing_last = missing_last;
+    uint32_t restored_blocks = a->cold.restored_blocks;
+    a->cold.restored_blocks = b->cold.restored_blocks;
+    b->cold.restored_blocks = restored_blocks;
     a->prefix = b->prefix;
     b->prefix = prefix;
     kvd_prefix_move(a->prefix, a);
@@ -195,6 +199,7 @@ void kvd_session_clear(struct kvd_session *session)
     kvd_session_drop_work(session);
     kvd_block_table_clear(session->service, &session->table);
     session->missing_first = session->missing_last = 0;
+    session->cold.restored_blocks = 0;
     kvd_prefix_disable(session);
 }
 

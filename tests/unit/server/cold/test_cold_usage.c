@@ -108,6 +108,19 @@ static void test_states_of_blocks(void **state)
     assert_int_equal(usage.cold.count, 1);
     assert_int_equal(kvd_cold_away_blocks(session), 1);
 
+    /* A copy knows as much; of one that lost a block before what is there, too. */
+    assert_int_equal(kvd_session_lose_block(session, 1, &freed), 0);
+    assert_int_equal(kvd_cold_away_blocks(session), 2);
+    struct kvd_session *copy = kvt_fork_now(&rig, session, UINT64_MAX);
+    assert_int_equal(kvd_cold_away_blocks(copy), 2);
+    assert_int_equal(usage_of(copy).cold.count, 2);
+    kvt_session_drop(&rig, copy);
+    kvd_session_enqueue(
+        session, &(struct kvd_session_op){
+                     .layer_count = 3, .block_first = 1, .block_last = 2, .admit_cb = admit_cb});
+    kvt_rig_settle(&rig);
+    assert_int_equal(kvd_cold_away_blocks(session), 1);
+
     /* And the other is lost. */
     kvd_cold_block_lost(kvd_block_table_at(&session->table, BLOCKS - 2));
     usage = usage_of(session);
