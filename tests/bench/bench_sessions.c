@@ -15,6 +15,7 @@
 #include "lib/base/assert.h"
 #include "server/session/session_blocks.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/bench_lookup.h"
 #include "tests/support/session_rig.h"
 
 #define LAYERS            32
@@ -401,6 +402,7 @@ int kvb_sessions(struct kvb_report *report, int argc, char **argv)
     page_rows(report, &rig);
     idle_row(report, &rig);
     kvt_rig_fini(&rig);
+    kvb_lookup_rows(report);
     evict_rows(report);
     return 0;
 }
