@@ -15,6 +15,7 @@
 #include "server/cold/cold_catalog.h"
 #include "server/evict/session_evict.h"
 #include "tests/support/cold_edit.h"
+#include "tests/support/fake_disk.h"
 #include "tests/support/session_cold.h"
 
 /* Group 64, a sink of one block, and room for what these tests append. */
@@ -550,6 +551,55 @@ static void test_a_start_without_memory_loses_nothing(void **state)
     kvd_fake_disk_destroy(disk);
 }
 
+/* Make the records of a type unreadable where the next start looks: no index, no headers. */
+struct ruin {
+    struct kvd_fake_disk *disk;
+    uint8_t type;
+    unsigned count;
+};
+
+static void ruin_cb(void *ctx, const char *path)
+{
+    struct ruin *ruin = ctx;
+    size_t bytes = 0;
+    uint8_t *data = kvd_fake_disk_data(ruin->disk, path, &bytes);
+
+    for (size_t at = 0; data != NULL && at + KVD_FAKE_BLOCK <= bytes; at += KVD_FAKE_BLOCK) {
+        bool is_record = memcmp(data + at, "KVRC", 4) == 0;
+        if ((is_record && data[at + 5] == ruin->type) || memcmp(data + at, "KVFOOTER", 8) == 0) {
+            memset(data + at, 0, 64);
+            ruin->count += is_record ? 1 : 0;
+        }
+    }
+}
+
+/* SEMANTICS.md 7: who comes back without a page, or without its tail, has a new epoch. */
+static void test_s07_what_is_gone_gives_a_new_epoch(void **state)
+{
+    (void)state;
+    static const uint8_t types[] = {0, KVD_COLD_PAGE, KVD_COLD_TAIL};
+    for (unsigned i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        struct world world;
+        world_init(&world);
+        struct kvd_session *session = kvt_session_open(&world.rig, "s", 0);
+        kvt_cold_append(&world.rig, session, NULL, i == 1 ? 64 : 200, 1);
+        uint64_t epoch = session->epoch;
+        kvd_session_unref(session);
+        kvt_cold_life_stop(&world.rig);
+        kvd_fake_disk_close_all(world.disk);
+        struct ruin ruin = {.disk = world.disk, .type = types[i]};
+        (void)kvd_fake_disk_names(world.disk, ruin_cb, &ruin);
+        assert_int_equal(ruin.count, i > 0 ? 1 : 0);
+        world_start(&world);
+        session = kvt_cold_find(&world.rig, "s");
+        assert_non_null(session);
+        assert_int_equal(session->epoch == epoch, i == 0);
+        assert_int_equal(kvt_cold_load(&world.rig, session) == 0, i == 0);
+        kvd_session_unref(session);
+        world_fini(&world);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -566,6 +616,7 @@ int main(void)
         cmocka_unit_test(test_s23_a_suspect_start_tells_what_it_lost),
         cmocka_unit_test(test_a_start_that_ends_at_once_leaves_the_folder),
         cmocka_unit_test(test_a_start_without_memory_loses_nothing),
+        cmocka_unit_test(test_s07_what_is_gone_gives_a_new_epoch),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
