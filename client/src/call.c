@@ -639,23 +639,6 @@ int kvarn_call_evict(
     return kvarn__call_plain(KVARN_FRAME_EVICT, &m.base, deadline_ms, ret_call);
 }
 
-int kvarn_call_prefetch(
-    const struct kvarn_prefetch_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
-{
-    Kvarnd__Prefetch m = KVARND__PREFETCH__INIT;
-
-    if ((args->session == NULL) == (args->name == NULL)) {
-        return KVARN_EINVALID;
-    }
-    m.has_handle = args->session != NULL;
-    m.handle = m.has_handle ? args->session->handle : 0;
-    m.name = text_of(args->name);
-    m.has_last_blocks = args->last_blocks != 0;
-    m.last_blocks = args->last_blocks;
-    SET_DEADLINE(m, deadline_ms);
-    return kvarn__call_plain(KVARN_FRAME_PREFETCH, &m.base, deadline_ms, ret_call);
-}
-
 int kvarn_call_list_jobs(uint32_t deadline_ms, struct kvarn_call **ret_call)
 {
     Kvarnd__ListJobs m = KVARND__LIST_JOBS__INIT;

@@ -1,5 +1,6 @@
 /*
- * Builders of calls that make sessions share what they hold: Fork, Reorder, MatchPrefix.
+ * Builders of calls that make sessions share what they hold: Fork, Reorder, MatchPrefix; and of
+ * Prefetch, which names a prefix likewise.
  */
 #include <stdlib.h>
 
@@ -120,18 +121,24 @@ int kvarn_call_reorder(
     return err;
 }
 
+/* Ids or hashes of a prefix. Returns 0 or KVARN_EINVALID. */
+static int prefix_span(const struct kvarn_match_prefix_args *args, struct kvarn_span *ret)
+{
+    ret->data = args->hash_count != 0 ? args->hashes : args->token_ids;
+    ret->bytes = args->hash_count != 0 ? (size_t)args->hash_count * 32
+                                       : args->token_count * sizeof(uint32_t);
+    bool is_one = (args->token_count == 0) != (args->hash_count == 0);
+    return is_one && ret->data != NULL ? 0 : KVARN_EINVALID;
+}
+
 int kvarn_call_match_prefix(
     const struct kvarn_match_prefix_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
 {
     Kvarnd__MatchPrefix m = KVARND__MATCH_PREFIX__INIT;
-    const struct kvarn_span span = {
-        .data = args->hash_count != 0 ? args->hashes : args->token_ids,
-        .bytes = args->hash_count != 0 ? (size_t)args->hash_count * 32
-                                       : args->token_count * sizeof(uint32_t),
-    };
+    struct kvarn_span span;
     const struct pack_in in = {KVARN_FRAME_MATCH_PREFIX, &m.base, deadline_ms, &span, 1};
 
-    if ((args->token_count == 0) == (args->hash_count == 0) || span.data == NULL) {
+    if (prefix_span(args, &span) != 0) {
         return KVARN_EINVALID;
     }
     m.shape_id = args->shape_id;
@@ -143,6 +150,38 @@ int kvarn_call_match_prefix(
     m.hash_count = args->hash_count;
     m.has_lease_ms = 1;
     m.lease_ms = args->lease_ms;
+    SET_DEADLINE(m, deadline_ms);
+    return kvarn__call_pack(&in, ret_call);
+}
+
+int kvarn_call_prefetch(
+    const struct kvarn_prefetch_args *args, uint32_t deadline_ms, struct kvarn_call **ret_call)
+{
+    const struct kvarn_match_prefix_args *prefix = args->prefix;
+    Kvarnd__Prefetch m = KVARND__PREFETCH__INIT;
+    struct kvarn_span span = {0};
+    const struct pack_in in = {
+        KVARN_FRAME_PREFETCH, &m.base, deadline_ms, &span, prefix != NULL ? 1 : 0};
+
+    if ((args->session != NULL) + (args->name != NULL) + (prefix != NULL) != 1 ||
+        (prefix != NULL && (args->last_blocks != 0 || prefix_span(prefix, &span) != 0))) {
+        return KVARN_EINVALID;
+    }
+    m.has_handle = args->session != NULL;
+    m.handle = m.has_handle ? args->session->handle : 0;
+    m.name = text_of(args->name);
+    m.has_last_blocks = args->last_blocks != 0;
+    m.last_blocks = args->last_blocks;
+    if (prefix != NULL) {
+        m.has_shape_id = 1;
+        m.shape_id = prefix->shape_id;
+        m.has_salt = prefix->salt_bytes != 0;
+        m.salt = bytes_of(prefix->salt, prefix->salt_bytes);
+        m.has_token_count = prefix->token_count != 0;
+        m.token_count = prefix->token_count;
+        m.has_hash_count = prefix->hash_count != 0;
+        m.hash_count = prefix->hash_count;
+    }
     SET_DEADLINE(m, deadline_ms);
     return kvarn__call_pack(&in, ret_call);
 }

@@ -653,16 +653,27 @@ int kvarn_client_evict(struct kvarn_client *client, const struct kvarn_evict_arg
 int kvarn_client_prefetch(struct kvarn_client *client, const struct kvarn_prefetch_args *args,
     struct kvarn_prefetch_result *ret)
 {
+    struct kvarn_prefetch_args now = *args;
+    struct kvarn_match_prefix_args prefix;
     struct kvarn_prefetch_result result;
     const struct client_exchange exchange = {
         .type = KVARN_FRAME_PREFETCH,
-        .args = args,
+        .args = &now,
         .result = &result,
         .session = args->session,
-        .is_repeatable = true,
+        .is_bound = args->prefix != NULL, /* shape ids are a connection's */
+        .is_repeatable = args->prefix == NULL,
     };
-    int err = kvarn__client_perform(client, &exchange);
+    int err = 0;
 
+    if (args->prefix != NULL) {
+        prefix = *args->prefix;
+        now.prefix = &prefix;
+        err = shape_ready(client, prefix.shape_id, &prefix.shape_id);
+    }
+    if (err == 0) {
+        err = kvarn__client_perform(client, &exchange);
+    }
     if (err == 0 && ret != NULL) {
         *ret = result;
     }

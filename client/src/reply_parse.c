@@ -338,8 +338,11 @@ int kvarn_reply_evict(struct kvarn_reply *reply, struct kvarn_evict_result *ret)
 int kvarn_reply_prefetch(struct kvarn_reply *reply, struct kvarn_prefetch_result *ret)
 {
     OPEN(m, PrefetchReply, reply, KVARN_FRAME_PREFETCH);
-    *ret = (struct kvarn_prefetch_result){
-        .has_job = m->has_job_id, .job_id = m->job_id, .blocks = m->blocks, .bytes = m->bytes};
+    *ret = (struct kvarn_prefetch_result){.has_job = m->has_job_id,
+        .job_id = m->job_id,
+        .blocks = m->blocks,
+        .bytes = m->bytes,
+        .tokens = m->tokens};
     return 0;
 }
 

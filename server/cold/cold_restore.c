@@ -30,9 +30,10 @@
 struct load {
     struct kvd_cold_get get; /* first */
     struct kvd_cold_sessions *cold;
-    struct kvd_session *session; /* ref */
-    struct kvd_block *block;     /* ref; NULL: a tail */
-    struct kvd_cold_copy *copy;  /* ref */
+    struct kvd_session *session;   /* ref; NULL: for the prefix index, which holds the block */
+    const struct kvd_shape *shape; /* borrowed from the registry */
+    struct kvd_block *block;       /* ref; NULL: a tail */
+    struct kvd_cold_copy *copy;    /* ref */
     uint32_t block_idx;
     uint8_t *head; /* owned */
     struct kvd_cold_info info;
@@ -47,81 +48,27 @@ struct load {
 static void load_free(struct load *load)
 {
     struct kvd_service *service = load->cold->service;
-    struct kvd_session_cold *sc = &load->session->cold;
+    struct kvd_session_cold *sc =
+        load->block == NULL && load->session != NULL ? &load->session->cold : NULL;
 
-    if (load->block == NULL && sc->doomed_tail == load->get.record && sc->doomed_tail != NULL) {
+    if (sc != NULL && sc->doomed_tail == load->get.record && sc->doomed_tail != NULL) {
         load->cold->tier->ops->forget(load->cold->tier, sc->doomed_tail);
         sc->doomed_tail = NULL;
     }
-
     for (uint32_t i = 0; i < load->page_count; i++) {
         kvd_page_unref(&service->pages, load->pages[i]);
     }
     kvd_cold_copy_unref(service, load->copy);
     kvd_block_unref(service, load->block);
-    kvd_session_unref(load->session);
+    if (load->session != NULL) {
+        kvd_session_unref(load->session);
+    }
     free(load->head);
     free(load->page_head);
     free(load->tail_head.pages);
     free(load->pages);
     free(load->vecs);
     free(load);
-}
-
-static bool is_away(const struct kvd_session *session, uint32_t block_idx)
-{
-    const struct kvd_block *block = kvd_session_block(session, block_idx);
-
-    return block != NULL && block->state != KVD_BLOCK_RESIDENT;
-}
-
-/* Blocks of [first, last) that are in memory. */
-static uint32_t resident_count(const struct kvd_session *session, uint32_t first, uint32_t last)
-{
-    uint32_t count = 0;
-
-    for (uint32_t b = first; b < last; b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        count += block != NULL && block->state == KVD_BLOCK_RESIDENT ? 1 : 0;
-    }
-    return count;
-}
-
-/* Let the missing range begin and end where something is missing. */
-static void range_shrink(struct kvd_session *session)
-{
-    uint32_t count = kvd_session_block_count(session);
-    uint32_t end = session->missing_last < count ? session->missing_last : count;
-    uint32_t first = session->missing_first;
-    uint32_t last = end;
-
-    while (first < last && !is_away(session, first)) {
-        first++;
-    }
-    while (first < last && !is_away(session, last - 1)) {
-        last--;
-    }
-    uint32_t left =
-        resident_count(session, session->missing_first, first) + resident_count(session, last, end);
-    uint32_t *restored = &session->cold.restored_blocks;
-    *restored -= left < *restored ? left : *restored;
-    session->missing_first = first < last ? first : 0;
-    session->missing_last = first < last ? last : 0;
-}
-
-/* Count what others' loads may have brought into the missing range: some nanoseconds a block. */
-static void restored_count(struct kvd_session *session)
-{
-    session->cold.restored_blocks =
-        resident_count(session, session->missing_first, session->missing_last);
-}
-
-/* A load brought a block back. */
-static void restored_note(struct kvd_session *session, uint32_t block_idx)
-{
-    bool is_within = block_idx >= session->missing_first && block_idx < session->missing_last;
-
-    session->cold.restored_blocks += is_within ? 1 : 0;
 }
 
 /* Kick all that wait. `loader` (NULL: nobody) has its blocks counted as they came. */
@@ -139,8 +86,8 @@ static void waiting_kick(struct kvd_cold_sessions *cold, const struct kvd_sessio
         TAILQ_REMOVE(&waiting, session, cold.wait_link);
         session->cold.is_waiting = false;
         if (session != loader) {
-            range_shrink(session);
-            restored_count(session);
+            kvd_session_missing_shrink(session);
+            kvd_session_missing_count(session);
         }
         kvd_evictor_came_back(session);
         kvd_session_kick(session);
@@ -157,15 +104,19 @@ void kvd_cold_kick_waiting(struct kvd_cold_sessions *cold)
 static void load_end(struct load *load, bool is_kicking)
 {
     struct kvd_cold_sessions *cold = load->cold;
-    struct kvd_session *session = kvd_session_ref(load->session);
+    struct kvd_session *session = load->session == NULL ? NULL : kvd_session_ref(load->session);
 
-    range_shrink(session);
     cold->loads--;
     load_free(load);
+    if (session != NULL) {
+        kvd_session_missing_shrink(session);
+    }
     if (is_kicking) {
         waiting_kick(cold, session);
     }
-    kvd_session_unref(session);
+    if (session != NULL) {
+        kvd_session_unref(session);
+    }
 }
 
 void kvd_cold_wait(struct kvd_session *session)
@@ -209,8 +160,7 @@ static bool room_is_coming(const struct load *load)
     if (sc->room_until_ns == 0) {
         sc->room_until_ns = now_ns + ROOM_NS;
     }
-    if (load->want != KVD_COLD_FOR_OPERATION || now_ns >= sc->room_until_ns ||
-        !kvd_evictor_want(cold->service, load->info.body_bytes)) {
+    if (now_ns >= sc->room_until_ns || !kvd_evictor_want(cold->service, load->info.body_bytes)) {
         sc->room_until_ns = 0;
         return false;
     }
@@ -241,16 +191,17 @@ static void load_fail(struct load *load, int err)
 {
     struct kvd_cold_sessions *cold = load->cold;
     bool is_memory = err == KVARN_ENOMEM || err == KVARN_ENOSPC;
-    bool has_patience = is_memory && room_is_coming(load);
+    bool has_patience = is_memory && load->want == KVD_COLD_FOR_OPERATION && room_is_coming(load);
 
-    if (is_memory) {
+    const char *name = load->session == NULL ? NULL : load->session->name;
+
+    if (is_memory && load->want == KVD_COLD_FOR_OPERATION) {
         /* Operations that joined somebody else's load try for themselves. */
-        bool is_asked = load->want == KVD_COLD_FOR_OPERATION;
-        load->session->cold.has_no_room |= is_asked && !has_patience;
-    } else {
+        load->session->cold.has_no_room |= !has_patience;
+    } else if (!is_memory) {
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_loads_failed, 1);
         kvd_log(KVD_LOG_WARN, "cold_load_failed",
-            "session=%s block=%" PRIu32 " head=%zu body=%zu error=%s", load->session->name,
+            "session=%s block=%" PRIu32 " head=%zu body=%zu error=%s", name == NULL ? "" : name,
             load->block_idx, load->info.head_bytes, load->info.body_bytes, kvarn_err_label(err));
     }
     if (load->block != NULL && load->block->state == KVD_BLOCK_LOADING) {
@@ -260,7 +211,7 @@ static void load_fail(struct load *load, int err)
             kvd_cold_block_lost(load->block);
         }
     }
-    if (load->block == NULL) {
+    if (load->block == NULL && load->session != NULL) {
         load->session->cold.is_tail_loading = false;
         if (!is_memory) {
             kvd_cold_tail_lost(load->session);
@@ -274,7 +225,7 @@ static int page_take(
     const struct load *load, size_t bytes, enum kvd_page_class page_class, struct kvd_page **ret)
 {
     struct kvd_service *service = load->cold->service;
-    uint32_t tenant_id = load->session->tenant_id;
+    uint32_t tenant_id = load->shape->tenant_id;
     int err = kvd_page_take(&service->pages, tenant_id, bytes, page_class, ret);
 
     if (err == KVARN_ENOSPC && load->want != KVD_COLD_FOR_LATER &&
@@ -354,7 +305,8 @@ static void block_install(struct load *load)
             continue;
         }
         struct kvd_page *page = kvd_page_ref(load->pages[page_idx++]);
-        bool is_kept = load->block_idx >= load->session->layers[i].dropped_blocks;
+        bool is_kept =
+            load->session == NULL || load->block_idx >= load->session->layers[i].dropped_blocks;
         if (!is_kept) {
             kvd_page_unref(&load->cold->service->pages, page);
         } else if (from->kind == KVD_COLD_PAGE_TILES) {
@@ -362,13 +314,17 @@ static void block_install(struct load *load)
             kvd_page_set_encoder(page, (enum kvarn_encoder)from->encoder);
             kvd_block_set_tiles(block, i, page);
         } else {
-            kvd_page_set_filled(page, load->session->shape->group);
+            kvd_page_set_filled(page, load->shape->group);
             kvd_block_set_rows(block, i, page);
         }
     }
     kvd_block_trim(load->cold->service, block);
     block->state = KVD_BLOCK_RESIDENT;
-    restored_note(load->session, load->block_idx);
+    if (load->session != NULL) {
+        load->session->cold.room_until_ns = 0;
+        kvd_session_missing_note(load->session, load->block_idx);
+        kvd_prefix_index_renew(&load->cold->service->prefixes, load->shape, load->block_idx, block);
+    }
 }
 
 static void block_body_cb(struct kvd_cold_get *get, int err)
@@ -383,7 +339,6 @@ static void block_body_cb(struct kvd_cold_get *get, int err)
     /* It may have been cut off or evicted again meanwhile. */
     if (load->block->state == KVD_BLOCK_LOADING) {
         block_install(load);
-        load->session->cold.room_until_ns = 0;
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_loaded, 1);
         if (load->want == KVD_COLD_FOR_LATER) {
             kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_blocks_read_ahead, 1);
@@ -394,7 +349,7 @@ static void block_body_cb(struct kvd_cold_get *get, int err)
 
 static int block_head_read(struct load *load)
 {
-    const struct kvd_shape *shape = load->session->shape;
+    const struct kvd_shape *shape = load->shape;
 
     load->page_head = calloc(1, sizeof(*load->page_head));
     if (load->page_head == NULL || pages_alloc(load, shape->layer_count, shape->layer_count) != 0) {
@@ -432,14 +387,15 @@ static void block_head_cb(struct kvd_cold_get *get, int err)
     }
 }
 
-/* First step: the head, which says what the body holds. Returns 0 or KVARN_ENOMEM. */
-static int load_start(struct load *load, struct kvd_session *session,
-    struct kvd_cold_record *record, void (*done)(struct kvd_cold_get *get, int err))
+/*
+ * First step: the head, which says what the body holds. The load has its session, if there is one.
+ * Returns 0 or KVARN_ENOMEM.
+ */
+static int load_start(struct load *load, struct kvd_cold_record *record,
+    void (*done)(struct kvd_cold_get *get, int err))
 {
-    struct kvd_cold_sessions *cold = &session->service->cold;
+    struct kvd_cold_sessions *cold = load->cold;
 
-    load->cold = cold;
-    load->session = kvd_session_ref(session);
     cold->tier->ops->info(record, &load->info);
     load->head = malloc(load->info.head_bytes + 1);
     load->get = (struct kvd_cold_get){.record = record, .head = load->head, .done = done};
@@ -452,23 +408,42 @@ static int load_start(struct load *load, struct kvd_session *session,
     return 0;
 }
 
-static int block_load(struct kvd_session *session, uint32_t block_idx, struct kvd_block *block,
-    enum kvd_cold_for want)
+/* A load for a session (NULL: for the prefix index). NULL: no memory. */
+static struct load *load_create(struct kvd_cold_sessions *cold, struct kvd_session *session,
+    const struct kvd_shape *shape, enum kvd_cold_for want)
 {
     struct load *load = calloc(1, sizeof(*load));
 
+    if (load != NULL) {
+        load->cold = cold;
+        load->session = session == NULL ? NULL : kvd_session_ref(session);
+        load->shape = shape;
+        load->want = want;
+    }
+    return load;
+}
+
+static int block_load_with(struct load *load, uint32_t block_idx, struct kvd_block *block)
+{
     if (load == NULL) {
         return KVARN_ENOMEM;
     }
-    load->want = want;
     load->block = kvd_block_ref(block);
     load->block_idx = block_idx;
     load->copy = kvd_cold_copy_ref(block->cold);
-    int err = load_start(load, session, block->cold->record, block_head_cb);
+    int err = load_start(load, block->cold->record, block_head_cb);
     if (err == 0) {
         block->state = KVD_BLOCK_LOADING;
     }
     return err;
+}
+
+static int block_load(struct kvd_session *session, uint32_t block_idx, struct kvd_block *block,
+    enum kvd_cold_for want)
+{
+    struct kvd_cold_sessions *cold = &session->service->cold;
+
+    return block_load_with(load_create(cold, session, session->shape, want), block_idx, block);
 }
 
 /* Tails. */
@@ -552,7 +527,7 @@ static void tail_install(struct load *load)
         if (is_of_tail(block)) {
             kvd_block_trim(session->service, block);
             block->state = KVD_BLOCK_RESIDENT;
-            restored_note(session, b);
+            kvd_session_missing_note(session, b);
         }
     }
     session->cold.is_tail_cold = false;
@@ -656,13 +631,12 @@ static void tail_head_cb(struct kvd_cold_get *get, int err)
 
 static int tail_load(struct kvd_session *session, enum kvd_cold_for want)
 {
-    struct load *load = calloc(1, sizeof(*load));
+    struct load *load = load_create(&session->service->cold, session, session->shape, want);
 
     if (load == NULL) {
         return KVARN_ENOMEM;
     }
-    load->want = want;
-    int err = load_start(load, session, session->cold.tail_rec, tail_head_cb);
+    int err = load_start(load, session->cold.tail_rec, tail_head_cb);
     session->cold.is_tail_loading = err == 0;
     return err;
 }
@@ -756,16 +730,27 @@ bool kvd_cold_is_loading(const struct kvd_session *session, uint32_t block_idx)
                                 (is_of_tail(block) && session->cold.is_tail_loading));
 }
 
+uint64_t kvd_cold_block_bytes(const struct kvd_service *service, const struct kvd_block *block)
+{
+    struct kvd_cold_info info = {0};
+
+    if (kvd_cold_copy_is_durable(block->cold)) {
+        service->cold.tier->ops->info(block->cold->record, &info);
+    }
+    return info.body_bytes;
+}
+
 uint64_t kvd_cold_load_bytes(const struct kvd_session *session, uint32_t block_idx)
 {
     const struct kvd_block *block = kvd_session_block(session, block_idx);
     const struct kvd_cold *tier = session->service->cold.tier;
     struct kvd_cold_info info = {0};
 
-    if (block != NULL && block->cold != NULL && block->cold->record != NULL) {
-        tier->ops->info(block->cold->record, &info);
-    } else if (is_of_tail(block) && session->cold.tail_rec != NULL &&
-               (block_idx == 0 || !is_of_tail(kvd_session_block(session, block_idx - 1)))) {
+    if (block != NULL && block->cold != NULL) {
+        return kvd_cold_block_bytes(session->service, block);
+    }
+    if (is_of_tail(block) && session->cold.tail_rec != NULL &&
+        (block_idx == 0 || !is_of_tail(kvd_session_block(session, block_idx - 1)))) {
         tier->ops->info(session->cold.tail_rec, &info);
     }
     return info.body_bytes;
@@ -786,4 +771,21 @@ int kvd_cold_fetch(struct kvd_session *session, uint32_t block_idx, enum kvd_col
         return block_load(session, block_idx, block, want);
     }
     return session->cold.tail_rec == NULL ? KVARN_ENOT_FOUND : tail_load(session, want);
+}
+
+int kvd_cold_fetch_shared(struct kvd_service *service, const struct kvd_shape *shape,
+    uint32_t block_idx, struct kvd_block *block)
+{
+    struct kvd_cold_sessions *cold = &service->cold;
+
+    if (block->state != KVD_BLOCK_COLD) {
+        return 0;
+    }
+    if (cold->loads >= FETCHES_MAX) {
+        return KVARN_ERETRY_LATER;
+    }
+    if (!kvd_cold_copy_is_durable(block->cold)) {
+        return KVARN_ENOT_FOUND;
+    }
+    return block_load_with(load_create(cold, NULL, shape, KVD_COLD_FOR_JOB), block_idx, block);
 }

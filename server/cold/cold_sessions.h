@@ -32,6 +32,7 @@ struct kvd_block;
 struct kvd_service;
 struct kvd_session;
 struct kvd_session_op;
+struct kvd_shape;
 struct kvd_timer;
 
 /* Where the reads of a session have come to: read_ahead.c. */
@@ -236,8 +237,18 @@ enum kvd_cold_for {
 int kvd_cold_fetch(
     struct kvd_session *session, uint32_t block_idx, enum kvd_cold_for want) KVARN_MUST_CHECK;
 
+/*
+ * The same, for a job, of a block that the prefix index holds, which stands at `block_idx` in
+ * sessions of the shape: all layers of it come back.
+ */
+int kvd_cold_fetch_shared(struct kvd_service *service, const struct kvd_shape *shape,
+    uint32_t block_idx, struct kvd_block *block) KVARN_MUST_CHECK;
+
 /* A block of the session is being read, alone or with its tail. */
 bool kvd_cold_is_loading(const struct kvd_session *session, uint32_t block_idx);
+
+/* Bytes of the pages that a load of a block with a record of its own fills. */
+uint64_t kvd_cold_block_bytes(const struct kvd_service *service, const struct kvd_block *block);
 
 /* Bytes of the pages that its load fills; a tail's count with its first block. */
 uint64_t kvd_cold_load_bytes(const struct kvd_session *session, uint32_t block_idx);

@@ -1,5 +1,6 @@
 /*
- * Prefetch: jobs that bring cold blocks of a session back before an operation asks for them.
+ * Prefetch: jobs that bring cold blocks of a session, or of a prefix, back before an operation asks
+ * for them.
  *
  * Owner: service. Thread: loop only.
  *
@@ -22,6 +23,8 @@
 #include "lib/base/limits.h"
 #include "server/session/failure.h"
 
+struct kvd_block;
+struct kvd_prefix_lease;
 struct kvd_service;
 struct kvd_session;
 
@@ -38,7 +41,8 @@ struct kvd_prefetch_job {
     TAILQ_ENTRY(kvd_prefetch_job) link; /* once it is started */
     struct kvd_prefetches *prefetches;  /* borrowed from the service */
     uint64_t id;                        /* 0: not started */
-    struct kvd_session *session;        /* ref until it has ended */
+    struct kvd_session *session;        /* ref until it has ended; NULL: of a prefix */
+    struct kvd_prefix_lease *lease;     /* owned until it has ended: blocks of a prefix; or NULL */
     char *name;                         /* owned: of the session; "" without */
     uint32_t tenant_id;
     Kvarnd__JobState state;
@@ -73,6 +77,13 @@ void kvd_prefetches_fini(struct kvd_prefetches *prefetches);
  */
 int kvd_prefetch_create(struct kvd_prefetches *prefetches, struct kvd_session *session,
     uint32_t last_blocks, struct kvd_prefetch_job **ret, struct kvd_failure *why) KVARN_MUST_CHECK;
+
+/*
+ * The same for the blocks of a lease that is in no table, which the job takes over; on failure it
+ * stays the caller's.
+ */
+int kvd_prefetch_create_prefix(struct kvd_prefetches *prefetches, struct kvd_prefix_lease *lease,
+    struct kvd_prefetch_job **ret, struct kvd_failure *why) KVARN_MUST_CHECK;
 
 /*
  * Look at some more of its blocks, for what there is to load: some microseconds. Returns false once

@@ -123,6 +123,64 @@ bool kvd_session_has_victim(const struct kvd_session *session)
            (kvd_cold_may_evict(session, block_idx) || kvd_cold_may_tail_out(session));
 }
 
+static bool is_there(const struct kvd_session *session, uint32_t block_idx)
+{
+    const struct kvd_block *block = kvd_session_block(session, block_idx);
+
+    return block != NULL && block->state == KVD_BLOCK_RESIDENT;
+}
+
+/* Nothing is missing there: it is in memory, or all layers dropped it. */
+static bool is_whole(const struct kvd_session *session, uint32_t block_idx)
+{
+    return kvd_session_block(session, block_idx) == NULL || is_there(session, block_idx);
+}
+
+/* Blocks of [first, last) that are in memory. */
+static uint32_t resident_count(const struct kvd_session *session, uint32_t first, uint32_t last)
+{
+    uint32_t count = 0;
+
+    for (uint32_t b = first; b < last; b++) {
+        count += is_there(session, b) ? 1 : 0;
+    }
+    return count;
+}
+
+void kvd_session_missing_shrink(struct kvd_session *session)
+{
+    uint32_t count = kvd_session_block_count(session);
+    uint32_t end = session->missing_last < count ? session->missing_last : count;
+    uint32_t first = session->missing_first;
+    uint32_t last = end;
+
+    while (first < last && is_whole(session, first)) {
+        first++;
+    }
+    while (first < last && is_whole(session, last - 1)) {
+        last--;
+    }
+    uint32_t left =
+        resident_count(session, session->missing_first, first) + resident_count(session, last, end);
+    uint32_t *restored = &session->cold.restored_blocks;
+    *restored -= left < *restored ? left : *restored;
+    session->missing_first = first < last ? first : 0;
+    session->missing_last = first < last ? last : 0;
+}
+
+void kvd_session_missing_count(struct kvd_session *session)
+{
+    session->cold.restored_blocks =
+        resident_count(session, session->missing_first, session->missing_last);
+}
+
+void kvd_session_missing_note(struct kvd_session *session, uint32_t block_idx)
+{
+    bool is_within = block_idx >= session->missing_first && block_idx < session->missing_last;
+
+    session->cold.restored_blocks += is_within ? 1 : 0;
+}
+
 /* A block went: the missing range is to cover it, and what is in memory between. */
 static void missing_include(struct kvd_session *session, uint32_t block_idx)
 {
@@ -139,11 +197,7 @@ static void missing_include(struct kvd_session *session, uint32_t block_idx)
     }
     uint32_t gap_first = block_idx < first ? block_idx + 1 : last;
     uint32_t gap_last = block_idx < first ? first : block_idx;
-    for (uint32_t b = gap_first; b < gap_last; b++) {
-        const struct kvd_block *block = kvd_session_block(session, b);
-        bool is_there = block != NULL && block->state == KVD_BLOCK_RESIDENT;
-        session->cold.restored_blocks += is_there ? 1 : 0;
-    }
+    session->cold.restored_blocks += resident_count(session, gap_first, gap_last);
     session->missing_first = block_idx < first ? block_idx : first;
     session->missing_last = block_idx < first ? last : block_idx + 1;
 }

@@ -78,6 +78,15 @@ int kvd_session_check_present(const struct kvd_session *session, uint32_t layer,
 int kvd_session_check_tail(
     const struct kvd_session *session, uint32_t layer, struct kvd_failure *why) KVARN_MUST_CHECK;
 
+/* Blocks came back: let the missing range begin and end where something is missing. */
+void kvd_session_missing_shrink(struct kvd_session *session);
+
+/* A block came back: if it is within the missing range, it is counted as restored. */
+void kvd_session_missing_note(struct kvd_session *session, uint32_t block_idx);
+
+/* Count all that are, whoever brought them: some nanoseconds a block of the range. */
+void kvd_session_missing_count(struct kvd_session *session);
+
 /* Blocks were cut off the end: so were those of them that were missing. */
 void kvd_session_trim_missing(struct kvd_session *session);
 

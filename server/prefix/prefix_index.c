@@ -3,7 +3,7 @@
  *
  * Owner: service. Thread: loop only.
  */
-#include "server/prefix/prefix_index.h"
+#include "server/prefix/prefix_index_impl.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -24,17 +24,6 @@
 
 /* Blocks that are published at once: about half a microsecond each, with few layers. */
 #define PUBLISHED_PER_STEP 32
-
-/* Entries that a shrink looks at: some tens of nanoseconds each (SEMANTICS.md 18). */
-#define SHRINK_ENTRIES_MAX 256
-
-struct kvd_prefix_entry {
-    LIST_ENTRY(kvd_prefix_entry) link; /* in its bucket */
-    TAILQ_ENTRY(kvd_prefix_entry) use_link;
-    struct kvd_block *block;       /* ref; holds the name */
-    const struct kvd_shape *shape; /* borrowed from the registry; of one tenant */
-    uint32_t block_idx;
-};
 
 static void advance_slice_run(struct kvd_slice *slice);
 
@@ -61,7 +50,7 @@ int kvd_prefix_index_init(struct kvd_prefix_index *index, struct kvd_service *se
     return is_ready ? 0 : KVARN_ENOMEM;
 }
 
-static void entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_entry *entry)
+void kvd_prefix_entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_entry *entry)
 {
     LIST_REMOVE(entry, link);
     TAILQ_REMOVE(&index->by_use, entry, use_link);
@@ -81,6 +70,9 @@ static void advance_end(struct kvd_prefix *prefix)
 
 void kvd_prefix_index_fini(struct kvd_prefix_index *index)
 {
+    struct kvd_prefix_entry *entry;
+    struct kvd_prefix_entry *next;
+
     if (index->service == NULL) {
         return;
     }
@@ -88,8 +80,9 @@ void kvd_prefix_index_fini(struct kvd_prefix_index *index)
     while (!LIST_EMPTY(&index->advancing)) {
         advance_end(LIST_FIRST(&index->advancing));
     }
-    while (!TAILQ_EMPTY(&index->by_use)) {
-        entry_drop(index, TAILQ_FIRST(&index->by_use));
+    TAILQ_FOREACH_SAFE(entry, &index->by_use, use_link, next)
+    {
+        kvd_prefix_entry_drop(index, entry);
     }
     if (index->buckets != NULL) {
         free(index->buckets);
@@ -149,7 +142,7 @@ static struct kvd_prefix_bucket *bucket_of(
 }
 _Static_assert(BUCKETS == 1u << 16, "two bytes of the name find the bucket");
 
-static struct kvd_prefix_entry *entry_find(const struct kvd_prefix_index *index,
+struct kvd_prefix_entry *kvd_prefix_entry_find(const struct kvd_prefix_index *index,
     const uint8_t *name, const struct kvd_shape *shape, uint32_t block_idx)
 {
     struct kvd_prefix_entry *entry;
@@ -171,7 +164,8 @@ struct kvd_block *kvd_prefix_index_find(const struct kvd_prefix_index *index,
     const struct kvd_prefix_chain *chain, const struct kvd_shape *shape)
 {
     KVARN_ASSERT(chain->blocks > 0);
-    const struct kvd_prefix_entry *entry = entry_find(index, chain->name, shape, chain->blocks - 1);
+    const struct kvd_prefix_entry *entry =
+        kvd_prefix_entry_find(index, chain->name, shape, chain->blocks - 1);
 
     return entry == NULL ? NULL : entry->block;
 }
@@ -207,39 +201,6 @@ void kvd_prefix_index_touch(
         TAILQ_INSERT_BEFORE(parent, entry, use_link);
     } else {
         TAILQ_INSERT_TAIL(&index->by_use, entry, use_link);
-    }
-}
-
-static uint64_t entry_page_bytes(const struct kvd_prefix_entry *entry)
-{
-    bool is_sink = entry->block_idx < entry->shape->sink_tokens / entry->shape->group;
-
-    return is_sink ? entry->shape->block_rows_bytes : entry->shape->block_tiles_bytes;
-}
-
-uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes)
-{
-    struct kvd_prefix_entry *entry = TAILQ_FIRST(&index->by_use);
-    uint64_t freed = 0;
-
-    for (int i = 0; i < SHRINK_ENTRIES_MAX && entry != NULL && freed < bytes; i++) {
-        struct kvd_prefix_entry *next = TAILQ_NEXT(entry, use_link);
-        if (entry->block->refs == 1) {
-            freed += entry_page_bytes(entry);
-            entry_drop(index, entry);
-        }
-        entry = next;
-    }
-    return freed;
-}
-
-void kvd_prefix_index_withdraw(struct kvd_prefix_index *index, const struct kvd_shape *shape,
-    uint32_t block_idx, const uint8_t *name)
-{
-    struct kvd_prefix_entry *entry = entry_find(index, name, shape, block_idx);
-
-    if (entry != NULL) {
-        entry_drop(index, entry);
     }
 }
 
@@ -280,7 +241,7 @@ static void entry_add(struct kvd_prefix_index *index, struct kvd_session *sessio
     struct kvd_prefix_entry *parent = NULL;
 
     if (index->count >= KVARN_PREFIX_BLOCKS_MAX) {
-        entry_drop(index, TAILQ_FIRST(&index->by_use));
+        kvd_prefix_entry_drop(index, TAILQ_FIRST(&index->by_use));
     }
     if (!buckets_make(index) ||
         kvd_budget_charge(budget, KVD_BUDGET_SESSIONS, sizeof(*entry)) != 0) {
@@ -296,7 +257,7 @@ static void entry_add(struct kvd_prefix_index *index, struct kvd_session *sessio
     entry->block_idx = idx;
     LIST_INSERT_HEAD(bucket_of(index, block->name), entry, link);
     if (idx > 0 && kvd_block_table_at(&session->table, idx - 1) != NULL) {
-        parent = entry_find(
+        parent = kvd_prefix_entry_find(
             index, kvd_block_table_at(&session->table, idx - 1)->name, session->shape, idx - 1);
     }
     if (parent != NULL) { /* a prefix goes from its end */
@@ -679,9 +640,11 @@ static void block_publish(struct kvd_session *session, uint32_t idx)
         block->state != KVD_BLOCK_RESIDENT) {
         return; /* a window moved on before it was whole, or it was evicted */
     }
-    const struct kvd_prefix_entry *entry = entry_find(index, block->name, session->shape, idx);
+    struct kvd_prefix_entry *entry = kvd_prefix_entry_find(index, block->name, session->shape, idx);
     if (entry == NULL) {
         entry_add(index, session, idx);
+    } else if (entry->block->state != KVD_BLOCK_RESIDENT) {
+        kvd_prefix_entry_exchange(index, entry, block);
     } else if (entry->block != block) {
         block_adopt(session, idx, entry->block);
     }

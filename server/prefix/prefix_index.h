@@ -89,7 +89,10 @@ void kvd_prefix_chain_init(struct kvd_prefix_index *index, const struct kvd_shap
 void kvd_prefix_chain_next(
     struct kvd_prefix_index *index, struct kvd_prefix_chain *chain, const void *data, size_t bytes);
 
-/* The block that has the chain's name, of this shape and at its place; NULL: there is none. */
+/*
+ * The block that has the chain's name, of this shape and at its place, whatever its state; NULL:
+ * there is none.
+ */
 struct kvd_block *kvd_prefix_index_find(const struct kvd_prefix_index *index,
     const struct kvd_prefix_chain *chain, const struct kvd_shape *shape);
 
@@ -101,8 +104,10 @@ void kvd_prefix_index_touch(
     struct kvd_prefix_index *index, const struct kvd_block *block, const struct kvd_block *before);
 
 /*
- * Drop entries whose block nobody else holds, the least recently matched first, until `bytes` of
- * pages are let go or 256 entries were looked at. They are freed in slices. Returns the bytes.
+ * Let go of blocks that nobody else holds, the least recently matched first, until `bytes` of pages
+ * are let go or 256 entries were looked at. They are freed in slices. What a session has in the
+ * cold tier is COLD then, and can be brought back (prefetch.h); other entries are dropped. Returns
+ * the bytes.
  */
 uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes);
 
@@ -112,6 +117,13 @@ uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes)
  */
 void kvd_prefix_index_withdraw(struct kvd_prefix_index *index, const struct kvd_shape *shape,
     uint32_t block_idx, const uint8_t *name);
+
+/*
+ * A block of a session of this shape is in memory again: if the entry of its name is not, it gets
+ * this one.
+ */
+void kvd_prefix_index_renew(struct kvd_prefix_index *index, const struct kvd_shape *shape,
+    uint32_t block_idx, struct kvd_block *block);
 
 /* Call back with the block of each entry, the least recently matched first. */
 void kvd_prefix_index_walk(const struct kvd_prefix_index *index,

@@ -44,7 +44,9 @@ void kvd_rpc_touch(struct kvd_request *request); /* rpc_lifetime.c */
 void kvd_rpc_pin(struct kvd_request *request);
 void kvd_rpc_evict(struct kvd_request *request);
 
-void kvd_rpc_prefetch(struct kvd_request *request); /* rpc_prefetch.c */
+int kvd_rpc_prefetch_payload(
+    const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why); /* rpc_prefetch.c */
+void kvd_rpc_prefetch(struct kvd_request *request);
 void kvd_rpc_list_jobs(struct kvd_request *request);
 
 void kvd_rpc_fork(struct kvd_request *request);    /* rpc_fork.c */

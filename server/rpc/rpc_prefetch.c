@@ -1,8 +1,8 @@
 /*
  * Calls about what comes back ahead of its use: Prefetch and ListJobs.
  *
- * Owner: the request. Thread: loop only. A Prefetch takes its turn in the session, so that it sees
- * what an Evict before it did; then its blocks are counted, in slices, and the job begins.
+ * Owner: the request. Thread: loop only. A Prefetch of a session takes its turn in it, so that it
+ * sees what an Evict before it did; then its blocks are counted, in slices, and the job begins.
  */
 #include <inttypes.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 #include "proto/wire_error.h"
 #include "server/rpc/rpc.h"
 #include "server/rpc/rpc_check.h"
+#include "server/rpc/rpc_prefix_walk.h"
 
 /* A Prefetch under way; in the request's memory. */
 struct prefetch_call {
@@ -39,6 +40,36 @@ static void prefetch_cancel_cb(struct kvd_request *request, int err)
     kvd_request_fail(request, &why);
 }
 
+static struct kvd_prefix_words prefetch_words(const Kvarnd__Prefetch *message)
+{
+    return (struct kvd_prefix_words){.shape_id = message->shape_id,
+        .salt = &message->salt,
+        .has_token_count = message->has_token_count,
+        .has_hash_count = message->has_hash_count,
+        .token_count = message->token_count,
+        .hash_count = message->hash_count};
+}
+
+int kvd_rpc_prefetch_payload(
+    const struct kvd_request *request, uint64_t *ret, struct kvd_failure *why)
+{
+    const Kvarnd__Prefetch *message = prefetch_message(request);
+    struct kvd_prefix_words words = prefetch_words(message);
+    bool is_session = message->has_handle || message->name != NULL || message->has_last_blocks;
+    bool is_prefix =
+        message->has_shape_id || message->has_salt || words.has_token_count || words.has_hash_count;
+
+    if (is_session && is_prefix) {
+        return kvd_fail(why, KVARN_EINVALID,
+            "give a session or a prefix (shape_id, salt, token_count, hash_count), got both");
+    }
+    if (!is_prefix) {
+        *ret = 0;
+        return 0;
+    }
+    return kvd_prefix_words_payload(&words, ret, why);
+}
+
 static void prefetch_finish(struct prefetch_call *call)
 {
     struct kvd_prefetch_job *job = call->job;
@@ -51,6 +82,10 @@ static void prefetch_finish(struct prefetch_call *call)
     reply.has_blocks = reply.has_bytes = 1;
     reply.blocks = job->blocks;
     reply.bytes = job->bytes;
+    if (job->lease != NULL) {
+        reply.has_tokens = 1;
+        reply.tokens = (uint64_t)job->lease->chain.blocks * job->lease->shape->group;
+    }
     if (job->blocks == 0) {
         kvd_prefetch_discard(job);
     } else {
@@ -99,7 +134,29 @@ static void prefetch_admit_cb(struct kvd_session_op *op)
     prefetch_go_on(call);
 }
 
-void kvd_rpc_prefetch(struct kvd_request *request)
+/* The prefix is known: what of it is cold is to be loaded. */
+static void prefix_found_cb(struct kvd_request *request, struct kvd_prefix_lease *lease)
+{
+    struct prefetch_call *call = kvarn_wire_alloc_take(&request->alloc, sizeof(*call));
+    struct kvd_prefetches *prefetches = &request->service->prefetches;
+    struct kvd_failure why = {0};
+
+    if (call == NULL) {
+        kvd_fail(&why, KVARN_ENOMEM, "no memory for the request");
+    } else {
+        *call = (struct prefetch_call){.request = request, .slice = {.run = prefetch_slice_run}};
+    }
+    if (call == NULL || kvd_prefetch_create_prefix(prefetches, lease, &call->job, &why) != 0) {
+        kvd_prefix_lease_destroy(lease);
+        kvd_request_fail(request, &why);
+        return;
+    }
+    request->handler = call;
+    request->cancel_cb = prefetch_cancel_cb;
+    prefetch_go_on(call);
+}
+
+static void session_prefetch(struct kvd_request *request)
 {
     const Kvarnd__Prefetch *message = prefetch_message(request);
     struct prefetch_call *call = kvarn_wire_alloc_take(&request->alloc, sizeof(*call));
@@ -125,6 +182,18 @@ void kvd_rpc_prefetch(struct kvd_request *request)
     request->handler = call;
     request->cancel_cb = prefetch_cancel_cb;
     kvd_session_enqueue(session, &call->op);
+}
+
+void kvd_rpc_prefetch(struct kvd_request *request)
+{
+    const Kvarnd__Prefetch *message = prefetch_message(request);
+    struct kvd_prefix_words words = prefetch_words(message);
+
+    if (message->has_shape_id || words.has_token_count || words.has_hash_count) {
+        kvd_prefix_walk(request, &words, KVD_PREFIX_STORED, prefix_found_cb);
+    } else {
+        session_prefetch(request);
+    }
 }
 
 static void summary_fill(

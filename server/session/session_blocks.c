@@ -473,6 +473,7 @@ int kvd_session_strip_block(
         }
         stub->layers_kept = block->layers_kept;
         stub->cold = block->cold == NULL ? NULL : kvd_cold_copy_ref(block->cold);
+        memcpy(stub->name, block->name, sizeof(stub->name));
         block_count_tails(session, block, block_idx, -1);
         kvd_block_unref(service, kvd_block_table_swap(&session->table, block_idx, stub));
         block = stub;

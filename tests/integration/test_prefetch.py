@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.frame import CODES, pb
-from support.session import Session, Shape
+from support.session import Session, Shape, register
 from support.wire import Refused
 
 # Small blocks, so that there can be many: 2 layers of one KV head of 16.
@@ -195,6 +195,67 @@ def test_so_many_jobs_and_no_more(start, connect, tmp_path):
     assert refused and {reply.code for reply in refused} == {"RETRY_LATER"}
     assert "64 prefetches" in refused[0].status.text
     assert len(jobs(conn)) == 64  # that ended; older ones are told of no more
+
+
+def matched(conn, shape_id, payload, lease_ms=0):
+    message = pb.MatchPrefix(shape_id=shape_id, token_count=len(payload) // 4, lease_ms=lease_ms)
+    return conn.call(message, payload).message
+
+
+@pytest.mark.deadline(60)
+def test_a_prefix_comes_back_for_those_who_share_it(start, connect, tmp_path):
+    daemon = start("--cold-dir", tmp_path / "cold", "--memory-limit", "64MiB")
+    conn = connect(daemon)
+    shape_id = register(conn, BIG)
+    opened = conn.call(pb.OpenSession(name="s", shape_id=shape_id, share_prefix=True)).message
+    kv, ids = rows(BIG, 4, 16 * 128), np.arange(16 * 128, dtype="<u4").tobytes()
+    conn.call(pb.Append(handle=opened.handle, epoch=opened.epoch, layer_first=0, layer_count=1,
+                        start=0, token_count=16 * 128, token_ids=True),
+              ids + b"".join(x.tobytes() for x in kv))
+    first = Session(conn, None, "s", mode="existing")
+    first.shape = BIG
+    want = [run.data for run in first.read_stored(0, 16 * 128)]
+    spilled(conn, 16)
+    assert matched(conn, shape_id, ids).tokens == 16 * 128
+    conn.call(pb.Evict(name="s"))
+    hog, more = Session(conn, BIG, None), rows(BIG, 5, 128)  # until the index has let go of it
+    for i in range(2000):
+        if matched(conn, shape_id, ids).tokens == 0:
+            break
+        conn.ask(*hog.append_request([more], i * 128))
+    assert matched(conn, shape_id, ids).tokens == 0
+    hog.drop()
+    ask = pb.Prefetch(shape_id=shape_id, token_count=len(ids) // 4)
+    reply = conn.call(ask, ids).message
+    assert (reply.tokens, reply.blocks) == (16 * 128, 16) and reply.bytes > 0
+    job = ended(conn, reply.job_id)
+    assert (STATES[job.state], job.session, job.blocks_done) == ("done", "", 16)
+    # The first session stays where it is; another one begins with what came back, and reads it.
+    assert conn.call(pb.InspectSession(name="s")).message.summary.missing_tokens == 16 * 128
+    found = matched(conn, shape_id, ids, lease_ms=10000)
+    assert found.tokens == 16 * 128
+    other = conn.call(pb.OpenSession(shape_id=shape_id, share_prefix=True,
+                                     lease=found.lease)).message
+    loaded = conn.counter("cold_blocks_loaded")
+    second = Session.__new__(Session)
+    second.conn, second.shape, second.handle, second.epoch = conn, BIG, other.handle, other.epoch
+    assert [run.data for run in second.read_stored(0, 16 * 128)] == want
+    assert conn.counter("cold_blocks_loaded") == loaded == 16
+    reply = conn.call(ask, ids).message
+    assert (reply.tokens, reply.blocks, reply.HasField("job_id")) == (16 * 128, 0, False)
+    # Part of it, and what nobody stored.
+    half = pb.Prefetch(shape_id=shape_id, token_count=1000)
+    assert conn.call(half, ids[:4000]).message.tokens == 7 * 128
+    assert conn.call(half, bytes(4000)).message.tokens == 0
+    for message, payload, code in (
+            (pb.Prefetch(shape_id=99, token_count=1), ids[:4], "NOT_FOUND"),
+            (pb.Prefetch(shape_id=shape_id), b"", "INVALID"),
+            (pb.Prefetch(shape_id=shape_id, token_count=1, hash_count=1), ids[:36], "INVALID"),
+            (pb.Prefetch(shape_id=shape_id, token_count=2), ids[:4], "INVALID"),
+            (pb.Prefetch(shape_id=shape_id, token_count=1, name="s"), ids[:4], "INVALID"),
+            (pb.Prefetch(shape_id=shape_id, token_count=1, salt=bytes(300)), ids[:4],
+             "TOO_LARGE")):
+        assert conn.ask(message, payload).code == code, message
 
 
 @pytest.mark.deadline(60)

@@ -10,7 +10,7 @@
 
 static const struct kvd_layer_group groups[] = {
     {.layers = 2, .kv_heads = 2, .k_dim = 16, .v_dim = 16, .window = 0}};
-static const struct kvd_shape_desc shape = {.model = "two",
+const struct kvd_shape_desc kvt_scene_shape = {.model = "two",
     .group = KVT_SCENE_GROUP,
     .k_bits = 2,
     .v_bits = 2,
@@ -30,7 +30,8 @@ void kvt_scene_init(struct kvt_scene *scene, uint32_t blocks)
 {
     scene->disk = kvd_fake_disk_create();
     scene->blocks = blocks;
-    kvt_rig_init(&scene->rig, &(struct kvt_rig_options){.disk = scene->disk, .shape = &shape});
+    kvt_rig_init(
+        &scene->rig, &(struct kvt_rig_options){.disk = scene->disk, .shape = &kvt_scene_shape});
     scene->session = kvt_session_open(&scene->rig, "s", 0);
     kvt_cold_append(&scene->rig, scene->session, NULL, blocks * KVT_SCENE_GROUP + 10, 1);
     kvt_cold_spill(&scene->rig);

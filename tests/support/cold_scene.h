@@ -19,6 +19,8 @@ struct kvt_scene {
 };
 
 /* Two layers of 2 KV heads of 16, no window, group 64, a sink of one block. */
+extern const struct kvd_shape_desc kvt_scene_shape;
+
 void kvt_scene_init(struct kvt_scene *scene, uint32_t blocks);
 void kvt_scene_fini(struct kvt_scene *scene);
 

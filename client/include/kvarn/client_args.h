@@ -442,17 +442,22 @@ struct kvarn_evict_result {
     uint64_t missing_first, missing_last; /* tokens that are missing now */
 };
 
-/* Bring blocks back from the cold tier before they are asked for. */
+/*
+ * Bring blocks back from the cold tier before they are asked for: of a session, by session or by
+ * name, or of a stored prefix. Exactly one of the three is not NULL.
+ */
 struct kvarn_prefetch_args {
-    const struct kvarn_session *session; /* borrowed */
-    const char *name;                    /* borrowed */
-    uint32_t last_blocks;                /* only so many at the end; 0: all */
+    const struct kvarn_match_prefix_args *prefix; /* borrowed; its lease_ms does not count */
+    const struct kvarn_session *session;          /* borrowed */
+    const char *name;                             /* borrowed */
+    uint32_t last_blocks; /* of a session: only so many at the end; 0: all */
 };
 struct kvarn_prefetch_result {
     bool has_job;    /* false: there is nothing to load */
     uint64_t job_id; /* of kvarn_job */
     uint32_t blocks; /* to be loaded */
     uint64_t bytes;  /* of their pages */
+    uint64_t tokens; /* of a prefix: that are stored, in memory or not */
 };
 
 /* Numbers as on the wire. */

@@ -177,6 +177,7 @@ def test_prefetch(start, tmp_path):
                 pass
             assert (await client.jobs())[0].state == "done"
             assert await client.prefetch("python-async-cold") == kvarn.Prefetched(None, 0, 0)
+            assert (await client.prefetch_prefix(small_shape(group=64), range(64))).tokens == 0
             await session.attend(q[:, -1:])
             assert (await client.stats()).counters["cold_blocks_loaded"] == 5
 

@@ -417,10 +417,27 @@ def test_prefetch(start, tmp_path):
             client.prefetch("nobody")
 
 
+def test_prefetch_of_a_prefix(start, tmp_path):
+    """What is in memory needs no job; the tokens that are stored are told."""
+    with kvarn.Client(start("--cold-dir", tmp_path / "cold").unix) as client:
+        shape, ids = small_shape(group=64), np.arange(64 * 4 + 3)
+        with client.open("python-prefix", shape, share_prefix=True, salt=b"a") as session:
+            publish(session, rows(64 * 4 + 3), ids)
+            found = client.prefetch_prefix(shape, ids, salt=b"a")
+            assert found == kvarn.Prefetched(None, 0, 0, 256)
+            assert client.prefetch_prefix(shape, ids[:100], salt=b"a").tokens == 64
+            assert client.prefetch_prefix(shape, ids).tokens == 0
+            assert client.prefetch_prefix(shape, block_hashes=[bytes(32)]).tokens == 0
+            with pytest.raises(ValueError, match="token_ids or block_hashes"):
+                client.prefetch_prefix(shape)
+
+
 def test_prefetch_without_a_cold_tier(client):
     with client.open(shape=small_shape()) as session:
         with pytest.raises(kvarn.Unsupported, match="cold-dir"):
             session.prefetch()
+    with pytest.raises(kvarn.Unsupported, match="cold-dir"):
+        client.prefetch_prefix(small_shape(), [1, 2, 3])
     assert client.jobs() == []
 
 

@@ -287,6 +287,11 @@ def good_session():
         number(4, "missing_first", 128), number(5, "missing_last", 256)], b""
     yield "prefetch", "prefetch", 0, 48, [
         text(2, "name", "chat/c"), number(3, "last_blocks", 2)], b""
+    yield "prefetch_prefix", "prefetch", 0, 51, [
+        number(4, "shape_id", 1), raw(5, "salt", b"lora-7"), number(6, "token_count", 8)], (
+            struct.pack("<8I", *range(100, 108)))
+    yield "prefetch_prefix_reply", "prefetch", REPLY, 51, [
+        status(), number(3, "blocks", 0), number(4, "bytes", 0), number(5, "tokens", 256)], b""
     yield "prefetch_reply", "prefetch", REPLY, 48, [
         status(), number(2, "job_id", 5), number(3, "blocks", 2), number(4, "bytes", 40000)], b""
     yield "prefetch_reply_nothing", "prefetch", REPLY, 49, [

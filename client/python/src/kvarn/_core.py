@@ -70,6 +70,18 @@ class Flight:
         return self.may_repeat and self.was_alone and not self._others()
 
 
+def _prefix_data(token_ids: Any,
+                 block_hashes: Sequence[bytes] | None) -> tuple[Any, dict[str, int]]:
+    """The payload that names a prefix, and the field that counts it."""
+    if (token_ids is None) == (block_hashes is None):
+        raise ValueError("expected token_ids or block_hashes")
+    if block_hashes is None:
+        data = _arrays.token_ids(token_ids)
+        return data, {"token_count": data.nbytes // 4}
+    data = _arrays.block_hashes(block_hashes)
+    return data, {"hash_count": data.nbytes // 32}
+
+
 class ClientCore:
     """A daemon, as one client sees it. Not for use by itself: kvarn.Client, kvarn.AsyncClient."""
 
@@ -274,12 +286,7 @@ class ClientCore:
     async def match_prefix(self, shape: Shape, token_ids: Any,
                            block_hashes: Sequence[bytes] | None, salt: bytes, lease: float,
                            deadline: float | None) -> PrefixMatch:
-        if (token_ids is None) == (block_hashes is None):
-            raise ValueError("expected token_ids or block_hashes")
-        data = _arrays.token_ids(token_ids) if block_hashes is None \
-            else _arrays.block_hashes(block_hashes)
-        count = {"hash_count": data.nbytes // 32} if token_ids is None \
-            else {"token_count": data.nbytes // 4}
+        data, count = _prefix_data(token_ids, block_hashes)
         lease_ms = _parse.milliseconds(lease, "lease")
         end = self._end(deadline)
         shape_id = await self.register_shape(shape, end)
@@ -332,6 +339,16 @@ class ClientCore:
         reply = await self._of("Prefetch", target, fields, True, deadline)
         return Prefetched(reply.job_id if reply.HasField("job_id") else None, reply.blocks,
                           reply.bytes)
+
+    async def prefetch_prefix(self, shape: Shape, token_ids: Any,
+                              block_hashes: Sequence[bytes] | None, salt: bytes,
+                              deadline: float | None) -> Prefetched:
+        data, count = _prefix_data(token_ids, block_hashes)
+        shape_id = await self.register_shape(shape, self._end(deadline))
+        reply = (await self.call("Prefetch", lambda: message["Prefetch"](
+            shape_id=shape_id, salt=salt, **count), [data], deadline=deadline)).message
+        return Prefetched(reply.job_id if reply.HasField("job_id") else None, reply.blocks,
+                          reply.bytes, reply.tokens)
 
     async def jobs(self, deadline: float | None) -> list[Job]:
         reply = await self.call("ListJobs", message["ListJobs"], deadline=deadline)

@@ -157,6 +157,12 @@ class AsyncClient:
         """As Client.prefetch: bring a named session back from the cold tier before it is read."""
         return await self._core.prefetch(name, last_blocks, deadline)
 
+    async def prefetch_prefix(self, shape: Shape, token_ids: Array | None = None, *,
+                              block_hashes: Sequence[bytes] | None = None, salt: bytes = b"",
+                              deadline: float | None = None) -> Prefetched:
+        """As Client.prefetch_prefix: bring what is stored of a prefix back from the cold tier."""
+        return await self._core.prefetch_prefix(shape, token_ids, block_hashes, salt, deadline)
+
     async def jobs(self, *, deadline: float | None = None) -> list[Job]:
         """As Client.jobs: prefetches that run, then those that ended lately, the newest first."""
         return await self._core.jobs(deadline)

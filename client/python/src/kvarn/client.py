@@ -259,6 +259,15 @@ class Client:
         """
         return self._run(self._core.prefetch(name, last_blocks, deadline))
 
+    def prefetch_prefix(self, shape: Shape, token_ids: Array | None = None, *,
+                        block_hashes: Sequence[bytes] | None = None, salt: bytes = b"",
+                        deadline: float | None = None) -> Prefetched:
+        """Bring what is stored of a prefix back from the cold tier, so that match_prefix finds it.
+
+        token_ids, block_hashes, salt: as in match_prefix.
+        """
+        return self._run(self._core.prefetch_prefix(shape, token_ids, block_hashes, salt, deadline))
+
     def jobs(self, *, deadline: float | None = None) -> list[Job]:
         """Prefetches that run, then those that ended lately, the newest first."""
         return self._run(self._core.jobs(deadline))

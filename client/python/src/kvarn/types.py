@@ -271,15 +271,17 @@ class Evicted:
 @dataclasses.dataclass(frozen=True)
 class Prefetched:
     """Of prefetch: blocks that are to be loaded, bytes of their pages, and the job that does it:
-    None where there is nothing to load."""
+    None where there is nothing to load. tokens: of a prefix, those that are stored, in memory or
+    not."""
     job: int | None
     blocks: int
     bytes: int
+    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A prefetch that runs or has ended. session: its name, "" without.
+    """A prefetch that runs or has ended. session: its name, "" without, and of a prefix.
 
     state: "running", "done", "failed" or "cancelled". age: seconds since it began; ran: of these,
     how long it ran. error: of a failed one, the name of a code: "NO_SPACE", there was no memory for

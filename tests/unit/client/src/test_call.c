@@ -112,6 +112,22 @@ static void prefetch_says_what_its_arguments_say(void)
     kvarn_call_destroy(call);
     prefetch.name = "both";
     assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), KVARN_EINVALID);
+    const uint32_t ids[3] = {7, 8, 9};
+    struct kvarn_match_prefix_args prefix = {
+        .shape_id = 5, .salt = "s", .salt_bytes = 1, .token_ids = ids, .token_count = 3};
+    prefetch = (struct kvarn_prefetch_args){.prefix = &prefix};
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), 0);
+    m = unpacked(call, &kvarnd__prefetch__descriptor);
+    assert_true(m->has_shape_id && m->shape_id == 5 && m->token_count == 3 && m->salt.len == 1);
+    assert_false(m->has_handle || m->has_hash_count || m->has_last_blocks);
+    assert_int_equal(call->payload_bytes, sizeof(ids));
+    protobuf_c_message_free_unpacked(&m->base, NULL);
+    kvarn_call_destroy(call);
+    prefix.hash_count = 1; /* both */
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), KVARN_EINVALID);
+    prefix.hash_count = 0;
+    prefetch.last_blocks = 1;
+    assert_int_equal(kvarn_call_prefetch(&prefetch, 0, &call), KVARN_EINVALID);
 }
 
 static void lifetimes_say_what_their_arguments_say(void **state)

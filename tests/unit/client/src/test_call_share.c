@@ -186,6 +186,10 @@ static void golden_job_replies_are_read(void **state)
     assert_int_equal(prefetch.blocks, 2);
     assert_int_equal(prefetch.bytes, 40000);
     kvarn__reply_reset(&reply);
+    reply_read(&reply, "prefetch_prefix_reply");
+    assert_int_equal(kvarn_reply_prefetch(&reply, &prefetch), 0);
+    assert_true(!prefetch.has_job && prefetch.tokens == 256);
+    kvarn__reply_reset(&reply);
     reply_read(&reply, "prefetch_reply_nothing");
     assert_int_equal(kvarn_reply_prefetch(&reply, &prefetch), 0);
     assert_false(prefetch.has_job);

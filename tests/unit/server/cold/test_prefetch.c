@@ -12,6 +12,7 @@
 
 #include "server/cold/prefetch.h"
 #include "server/evict/session_evict.h"
+#include "server/prefix/prefix_lease.h"
 #include "tests/support/cold_scene.h"
 
 /* Make a job for the last blocks and begin it, if there is something to load. */
@@ -340,6 +341,134 @@ static void test_no_tier_no_job(void **state)
     kvt_rig_fini(&rig);
 }
 
+/* Ids of the tokens of a session that shares its prefix. */
+#define IDS (64 * 6)
+
+static void publish(struct kvt_scene *scene, uint32_t *ids)
+{
+    scene->disk = kvd_fake_disk_create();
+    scene->blocks = 6;
+    kvt_rig_init(
+        &scene->rig, &(struct kvt_rig_options){.disk = scene->disk, .shape = &kvt_scene_shape});
+    scene->session = kvt_session_open(&scene->rig, "s", 0);
+    assert_int_equal(kvd_prefix_enable(scene->session, NULL, 0), 0);
+    for (uint32_t i = 0; i < IDS; i++) {
+        ids[i] = i * 7 + 1;
+    }
+    struct kvt_append append = kvt_append_of(scene->session, IDS, 1);
+    append.prefix_data = ids;
+    assert_int_equal(kvt_append_now(&scene->rig, &append), 0);
+    kvt_cold_spill(&scene->rig);
+}
+
+/* The blocks that the index has of it, as a lease; in *ret_resident how many are in memory. */
+static struct kvd_prefix_lease *lease_of(
+    struct kvt_scene *scene, const uint32_t *ids, uint32_t *ret_resident)
+{
+    struct kvd_service *service = &scene->rig.service;
+    struct kvd_prefix_chain chain;
+    *ret_resident = 0;
+    kvd_prefix_chain_init(&service->prefixes, scene->rig.shape, NULL, 0, KVD_PREFIX_TOKENS, &chain);
+    struct kvd_prefix_lease *lease =
+        kvd_prefix_lease_create(service, scene->rig.shape, &chain, IDS / 64);
+    assert_non_null(lease);
+    while (chain.blocks < IDS / 64) {
+        kvd_prefix_chain_next(
+            &service->prefixes, &chain, ids + (size_t)chain.blocks * 64, 64 * sizeof(*ids));
+        struct kvd_block *block =
+            kvd_prefix_index_find(&service->prefixes, &chain, scene->rig.shape);
+        if (block == NULL) {
+            break;
+        }
+        lease->blocks[chain.blocks - 1] = kvd_block_ref(block);
+        lease->chain = chain;
+        *ret_resident += block->state == KVD_BLOCK_RESIDENT;
+    }
+    return lease;
+}
+
+static uint32_t resident_of(struct kvt_scene *scene, const uint32_t *ids, uint32_t *ret_stored)
+{
+    uint32_t resident;
+    struct kvd_prefix_lease *lease = lease_of(scene, ids, &resident);
+
+    *ret_stored = lease->chain.blocks;
+    kvd_prefix_lease_destroy(lease);
+    kvt_rig_settle(&scene->rig);
+    return resident;
+}
+
+/* Evicted, let go of by the index, and brought back into it without the session. */
+static void test_a_prefix_comes_back(void **state)
+{
+    (void)state;
+    struct kvt_scene scene;
+    uint32_t ids[IDS], stored, resident;
+    publish(&scene, ids);
+    struct kvd_service *service = &scene.rig.service;
+    assert_int_equal(resident_of(&scene, ids, &stored), 6);
+    assert_int_equal(stored, 6);
+    uint32_t all = stored;
+    uint64_t freed = 0;
+    (void)kvd_session_evict(scene.session, 6, &freed);
+    assert_true(kvd_prefix_index_shrink(&service->prefixes, UINT64_MAX) > 0);
+    kvt_rig_settle(&scene.rig);
+    assert_int_equal(resident_of(&scene, ids, &stored), 0);
+    assert_int_equal(stored, all); /* named still */
+    struct kvd_prefetch_job *job = NULL;
+    struct kvd_failure why = {0};
+    struct kvd_prefix_lease *lease = lease_of(&scene, ids, &resident);
+    assert_int_equal(kvd_prefetch_create_prefix(&service->prefetches, lease, &job, &why), 0);
+    while (kvd_prefetch_measure(job)) {
+    }
+    assert_int_equal(job->blocks, all);
+    kvd_prefetch_start(job);
+    kvt_rig_settle(&scene.rig);
+    assert_int_equal(job->state, KVARND__JOB_STATE__JOB_DONE);
+    assert_int_equal(job->bytes_done, job->bytes);
+    assert_true(job->bytes > 0);
+    assert_null(job->lease);
+    assert_int_equal(resident_of(&scene, ids, &stored), all);
+    assert_int_equal(kvt_scene_count(&scene, KVD_BLOCK_COLD), 6); /* the session's own stay */
+    /* It can go again, and once the session is gone nothing of it is kept. */
+    (void)kvd_prefix_index_shrink(&service->prefixes, UINT64_MAX);
+    kvt_rig_settle(&scene.rig);
+    assert_int_equal(resident_of(&scene, ids, &stored), 0);
+    assert_int_equal(stored, all);
+    kvt_session_drop(&scene.rig, scene.session);
+    scene.session = NULL;
+    kvt_cold_spill(&scene.rig);
+    (void)kvd_prefix_index_shrink(&service->prefixes, UINT64_MAX);
+    (void)resident_of(&scene, ids, &stored);
+    assert_int_equal(stored, 0);
+    assert_int_equal(service->prefixes.count, 0);
+    kvt_scene_fini(&scene);
+}
+
+/* What a session brings back for itself is in the index again, as one copy. */
+static void test_a_prefix_comes_back_with_its_session(void **state)
+{
+    (void)state;
+    struct kvt_scene scene;
+    uint32_t ids[IDS], stored;
+    publish(&scene, ids);
+    uint64_t freed = 0;
+    (void)kvd_session_evict(scene.session, 6, &freed);
+    (void)kvd_prefix_index_shrink(&scene.rig.service.prefixes, UINT64_MAX);
+    kvt_rig_settle(&scene.rig);
+    assert_int_equal(resident_of(&scene, ids, &stored), 0);
+    uint32_t all = stored;
+    assert_int_equal(kvt_cold_load(&scene.rig, scene.session), 0);
+    assert_int_equal(resident_of(&scene, ids, &stored), all);
+    struct kvd_prefix_chain chain;
+    kvd_prefix_chain_init(
+        &scene.rig.service.prefixes, scene.rig.shape, NULL, 0, KVD_PREFIX_TOKENS, &chain);
+    kvd_prefix_chain_next(&scene.rig.service.prefixes, &chain, ids, 64 * sizeof(*ids));
+    assert_ptr_equal(kvd_prefix_index_find(&scene.rig.service.prefixes, &chain, scene.rig.shape),
+        kvd_session_block(scene.session, 0));
+    kvt_scene_fini(&scene);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -356,6 +485,8 @@ int main(void)
         cmocka_unit_test(test_jobs_are_bounded),
         cmocka_unit_test(test_ended_jobs_are_kept_for_a_while),
         cmocka_unit_test(test_no_tier_no_job),
+        cmocka_unit_test(test_a_prefix_comes_back),
+        cmocka_unit_test(test_a_prefix_comes_back_with_its_session),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
