@@ -16,6 +16,7 @@
 #include "server/session/session_blocks.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/bench_lookup.h"
+#include "tests/bench/bench_tails.h"
 #include "tests/support/session_rig.h"
 
 #define LAYERS            32
@@ -404,5 +405,6 @@ int kvb_sessions(struct kvb_report *report, int argc, char **argv)
     kvt_rig_fini(&rig);
     kvb_lookup_rows(report);
     evict_rows(report);
+    kvb_tails_rows(report);
     return 0;
 }
