@@ -27,6 +27,7 @@ void kvt_model_init(struct kvt_model *model, const struct kvd_session *session, 
     *model = (struct kvt_model){.shape = shape,
         .seal_lag = session->options.seal_lag,
         .encoder = session->options.encoder,
+        .layer_count = shape->layer_count,
         .block_room = (uint32_t)(tokens_max / shape->group) + 1};
     model->layers = kvt_alloc(shape->layer_count * sizeof(*model->layers));
     for (uint32_t i = 0; i < shape->layer_count; i++) {
@@ -50,7 +51,7 @@ static void block_forget(struct kvt_model_block *block)
 
 void kvt_model_fini(struct kvt_model *model)
 {
-    for (uint32_t i = 0; i < model->shape->layer_count; i++) {
+    for (uint32_t i = 0; i < model->layer_count; i++) {
         for (uint32_t b = 0; b < model->block_room; b++) {
             block_forget(&model->layers[i].blocks[b]);
         }

@@ -31,6 +31,7 @@ struct kvt_model {
     const struct kvd_shape *shape; /* borrowed */
     uint32_t seal_lag;
     enum kvarn_encoder encoder;
+    uint32_t layer_count; /* of the shape, which may be gone before the model */
     uint32_t block_room;
     struct kvt_model_layer *layers; /* owned */
 };
