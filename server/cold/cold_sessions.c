@@ -24,6 +24,8 @@ int kvd_cold_sessions_init(struct kvd_cold_sessions *cold, struct kvd_service *s
     TAILQ_INIT(&cold->waiting);
     STAILQ_INIT(&cold->retries);
     TAILQ_INIT(&cold->waiters);
+    TAILQ_INIT(&cold->by_use);
+    LIST_INIT(&cold->giving);
     if (config->cold_dir == NULL || config->cold_dir[0] == '\0') {
         return 0;
     }
@@ -41,7 +43,8 @@ int kvd_cold_sessions_init(struct kvd_cold_sessions *cold, struct kvd_service *s
         err = kvd_cold_segment_open(
             io, service->workers, &service->budget, &options, &cold->found, &cold->tier);
     }
-    return err == 0 ? kvd_cold_reopen(cold) : err;
+    err = err == 0 ? kvd_cold_reopen(cold) : err;
+    return err == 0 ? kvd_cold_room_init(cold) : err;
 }
 
 void kvd_cold_sessions_fini(struct kvd_cold_sessions *cold)

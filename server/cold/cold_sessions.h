@@ -29,6 +29,7 @@
 #include "server/session/block_table.h"
 
 struct kvd_block;
+struct kvd_cold_give;
 struct kvd_service;
 struct kvd_session;
 struct kvd_session_op;
@@ -46,6 +47,7 @@ struct kvd_session_cold {
     TAILQ_ENTRY(kvd_session) dirty_link;
     TAILQ_ENTRY(kvd_session) wait_link;
     TAILQ_ENTRY(kvd_session) warm_link;  /* the evictor's */
+    TAILQ_ENTRY(kvd_session) use_link;   /* by last use: who gives up first in a full tier */
     struct kvd_cold_id uid;              /* zero: nothing of it was ever put */
     struct kvd_cold_record *session_rec; /* owned */
     struct kvd_cold_record *map_rec;     /* owned: the newest */
@@ -76,6 +78,9 @@ struct kvd_session_cold {
     bool is_tail_loading : 1;
     bool is_warm : 1;     /* listed by the evictor: it may have a tail in memory */
     bool is_buried : 1;   /* a tombstone was put, or need not be: nothing else is */
+    bool is_listed : 1;   /* by last use */
+    bool is_giving : 1;   /* something of it is on its way to be given up */
+    bool is_given_up : 1; /* gave all up in a full tier: not written before it is used */
     bool is_doubted : 1;  /* a tombstone that failed may be found: a newer map is due */
     bool has_no_room : 1; /* the last load found no memory: admit, and miss */
 };
@@ -90,6 +95,7 @@ struct kvd_cold_waiter {
 TAILQ_HEAD(kvd_cold_session_list, kvd_session);
 TAILQ_HEAD(kvd_cold_waiter_list, kvd_cold_waiter);
 STAILQ_HEAD(kvd_spill_list, kvd_spill_put);
+LIST_HEAD(kvd_cold_give_list, kvd_cold_give);
 
 struct kvd_cold_sessions {
     struct kvd_service *service; /* borrowed */
@@ -102,6 +108,15 @@ struct kvd_cold_sessions {
     struct kvd_cold_waiter_list waiters;  /* borrowed */
     uint64_t retry_ns;                    /* when they are put again */
     uint64_t short_ns;                    /* loads that found no memory are tried again */
+    struct kvd_cold_session_list by_use;  /* named ones, used last of all at the end */
+    struct kvd_session *room_next;        /* borrowed: looked at next for something to give up */
+    uint64_t giving_bytes;                /* of records, given up when what says so is durable */
+    uint64_t room_after_ns;               /* that failed: no more before this */
+    struct kvd_cold_give_list giving;     /* owned: on their way */
+    uint32_t gives;                       /* of these */
+    bool is_room_looking;                 /* room_next holds */
+    bool is_room_of_residents;            /* sessions in memory give up theirs */
+    bool has_room_given;                  /* somebody did since the list was begun */
     uint64_t id_prefix;                   /* random: of this run */
     uint64_t id_last;
     uint8_t shape_is_put[KVARN_SHAPES_MAX / 8 + 1];
@@ -212,6 +227,20 @@ void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, ui
 
 /* A new id, never used before. */
 struct kvd_cold_id kvd_cold_new_id(struct kvd_cold_sessions *cold);
+
+/* cold_room.c */
+
+/* List what a restart brought back. Returns 0 or KVARN_ENOMEM. */
+int kvd_cold_room_init(struct kvd_cold_sessions *cold) KVARN_MUST_CHECK;
+
+/* The session is used now: it gives up last. Nothing without a tier, or of one without a name. */
+void kvd_cold_used(struct kvd_session *session);
+
+/* It is dropped, or freed. */
+void kvd_cold_unlist(struct kvd_session *session);
+
+/* Have sessions give up what the tier wants room for, some now, some in later turns. */
+void kvd_cold_make_room(struct kvd_cold_sessions *cold);
 
 /* cold_restore.c */
 

@@ -229,8 +229,8 @@ static void page_done(struct kvd_cold_put *put, int err)
         kvd_metrics_add(&spill->cold->service->metrics, KVD_METRIC_cold_blocks_written, 1);
     } else {
         spill->copy->has_failed = true;
-        if (sc->next_block > spill->block_idx && !spill->cold->is_flushing) {
-            sc->next_block = spill->block_idx; /* tried again */
+        if (sc->next_block > spill->block_idx) {
+            sc->next_block = spill->block_idx; /* tried again, but for a stop: that ends there */
         }
     }
     kvd_spill_end(spill);
@@ -517,7 +517,8 @@ int kvd_spill_map_start(struct kvd_session *session, struct kvd_spill_put *spill
 static bool session_spill(struct kvd_session *session)
 {
     struct kvd_session_cold *sc = &session->cold;
-    int err = session->is_dropped ? KVARN_ENOT_FOUND : kvd_spill_blocks(session);
+    bool is_out = session->is_dropped || sc->is_given_up;
+    int err = is_out ? KVARN_ENOT_FOUND : kvd_spill_blocks(session);
     uint32_t durable = kvd_spill_durable_blocks(session);
 
     if (sc->is_buried && !session->is_dropped) {
@@ -603,6 +604,7 @@ void kvd_cold_timer_cb(void *ctx)
     cold->is_armed = false;
     kvd_tombstones_retry(cold);
     kvd_cold_retry_loads(cold);
+    kvd_cold_make_room(cold);
     while ((session = TAILQ_FIRST(&cold->dirty)) != NULL) {
         TAILQ_REMOVE(&cold->dirty, session, cold.dirty_link);
         if (!cold->is_flushing && session_spill(session)) {
@@ -627,7 +629,8 @@ bool kvd_cold_may_evict(const struct kvd_session *session, uint32_t block_idx)
     struct kvd_cold_stats stats;
 
     if (cold->tier == NULL || session->name == NULL || block == NULL ||
-        kvd_cold_copy_is_durable(block->cold) || kvd_tail_has(session, block_idx)) {
+        kvd_cold_copy_is_durable(block->cold) || kvd_tail_has(session, block_idx) ||
+        session->cold.is_given_up) {
         return true;
     }
     cold->tier->ops->stats(cold->tier, &stats);

@@ -201,6 +201,7 @@ void kvd_lifetimes_fini(struct kvd_lifetimes *lifetimes)
 void kvd_lifetime_touch(struct kvd_session *session)
 {
     session->touched_ns = now_ns_of(session->service);
+    kvd_cold_used(session);
     kvd_evictor_use(session);
 }
 
@@ -305,6 +306,7 @@ void kvd_lifetime_unpin(struct kvd_session *session)
 void kvd_lifetime_forget(struct kvd_session *session)
 {
     pin_end(session);
+    kvd_cold_unlist(session);
     kvd_evictor_forget(session);
     session->lifetime.ttl_ns = 0;
     list(&session->service->lifetimes, &session->lifetime, UINT64_MAX);

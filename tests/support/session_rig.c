@@ -82,7 +82,8 @@ static void cold_configure(struct kvt_rig *rig, const struct kvt_rig_options *op
     rig->config.cold_dir = strdup("/cold");
     assert_non_null(rig->config.cold_dir);
     rig->config.cold_segment = is_small ? options->cold_segment : UINT64_C(1) << 20;
-    rig->config.cold_limit = (is_small ? 4 : 64) * rig->config.cold_segment;
+    unsigned small = options->cold_segments > 0 ? options->cold_segments : 4;
+    rig->config.cold_limit = (is_small ? small : 64) * rig->config.cold_segment;
 }
 
 void kvt_rig_init(struct kvt_rig *rig, const struct kvt_rig_options *options)

@@ -46,6 +46,7 @@ struct kvt_rig_options {
     const char *evict_policy;           /* NULL: none */
     struct kvd_fake_disk *disk;         /* borrowed; holds the cold tier. NULL: none */
     uint64_t cold_segment;              /* bytes, of a tier of 4; 0: 64 of 1 MiB */
+    unsigned cold_segments;             /* of such a tier; 0: 4 */
     uint64_t life;                      /* of services on one disk, each has another number */
 };
 
