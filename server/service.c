@@ -183,7 +183,7 @@ void kvd_service_fini(struct kvd_service *service)
 
 bool kvd_service_is_idle(const struct kvd_service *service)
 {
-    return service->request_count == 0 && service->cold.loads == 0 &&
+    return service->request_count == 0 && service->suspect_count == 0 && service->cold.loads == 0 &&
            kvd_workers_backlog(service->workers) == 0;
 }
 

@@ -65,6 +65,7 @@ struct kvd_service {
     uint32_t conn_count;
     uint32_t request_count; /* received and not answered */
     uint32_t verify_count;  /* Verify calls at work */
+    uint32_t suspect_count; /* blocks being verified because a reader found them wrong */
     bool is_draining;       /* new requests are answered SHUTTING_DOWN */
 };
 
@@ -91,7 +92,7 @@ void kvd_service_tick_arm(struct kvd_service *service);
 /* Set every gauge of metrics.def from its subsystem. For Stats. */
 void kvd_service_gauges_set(struct kvd_service *service);
 
-/* True when nothing is in flight: no request, no job, no load. What a drain waits for. */
+/* True when nothing is in flight: no request, repair, job or load. What a drain waits for. */
 bool kvd_service_is_idle(const struct kvd_service *service);
 
 #endif

@@ -14,6 +14,7 @@
 #include "lib/base/limits.h"
 #include "server/base/cache_line.h"
 #include "server/read/hits.h"
+#include "server/read/verify.h"
 #include "server/rpc/reply_buffer.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
@@ -179,6 +180,15 @@ static void read_succeed(struct kvd_read *read)
     read_destroy(read);
 }
 
+/* A page does not match: this answer is a MISS, and the next one gets it from disk if it can. */
+static void page_is_wrong(const struct kvd_read *read, const struct kvd_read_fault *fault)
+{
+    if (fault->err == KVARN_EMISS) {
+        kvd_metrics_add(&read->service->metrics, KVD_METRIC_misses_checksum, 1);
+        kvd_verify_suspect(read->session, (uint32_t)(fault->token / read->session->shape->group));
+    }
+}
+
 static void read_conclude(struct kvd_read *read)
 {
     struct kvd_failure why = {0};
@@ -186,8 +196,7 @@ static void read_conclude(struct kvd_read *read)
     for (uint32_t i = 0; i < read->job_count; i++) {
         if (read->jobs[i].fault.err != 0) {
             kvd_read_fault_describe(&read->jobs[i].fault, &why);
-            kvd_metrics_add(&read->service->metrics, KVD_METRIC_misses_checksum,
-                why.err == KVARN_EMISS ? 1 : 0);
+            page_is_wrong(read, &read->jobs[i].fault);
             read_fail(read, &why);
             return;
         }

@@ -19,6 +19,9 @@
  */
 #define CHECKS_MAX 4
 
+/* Blocks that readers complained of, at a time. */
+#define SUSPECTS_MAX 4
+
 struct kvd_verify {
     struct kvd_slice slice; /* first; listed while it waits for a turn */
     struct kvd_verify_args args;
@@ -278,6 +281,49 @@ int kvd_verify_start(const struct kvd_verify_args *args, struct kvd_verify **ret
     *ret = verify;
     kvd_slices_add(&verify->service->sessions.slices, &verify->slice);
     return 0;
+}
+
+/* One block that a reader found to be wrong. */
+struct suspect {
+    struct kvd_service *service; /* borrowed */
+    struct kvd_verify *verify;
+    struct kvd_verify_totals totals; /* logged, and told to nobody */
+};
+
+static void suspect_done_cb(void *ctx, uint32_t next_block)
+{
+    struct suspect *suspect = ctx;
+
+    (void)next_block;
+    suspect->service->suspect_count--;
+    free(suspect);
+}
+
+void kvd_verify_suspect(struct kvd_session *session, uint32_t block_idx)
+{
+    struct kvd_service *service = session->service;
+    const struct kvd_block *block =
+        block_idx < kvd_session_block_count(session) ? kvd_session_block(session, block_idx) : NULL;
+    bool is_stored = block != NULL && kvd_cold_copy_is_durable(block->cold);
+    bool has_room = service->suspect_count < SUSPECTS_MAX && !service->is_draining;
+    struct suspect *suspect = is_stored && has_room ? calloc(1, sizeof(*suspect)) : NULL;
+
+    if (suspect == NULL) {
+        return;
+    }
+    suspect->service = service;
+    struct kvd_verify_args args = {.session = session,
+        .block_first = block_idx,
+        .blocks_max = 1,
+        .end_ns = UINT64_MAX,
+        .totals = &suspect->totals,
+        .ctx = suspect,
+        .done_cb = suspect_done_cb};
+    if (kvd_verify_start(&args, &suspect->verify) != 0) {
+        free(suspect);
+        return;
+    }
+    service->suspect_count++;
 }
 
 void kvd_verify_stop(struct kvd_verify *verify)

@@ -68,4 +68,11 @@ int kvd_verify_start(const struct kvd_verify_args *args, struct kvd_verify **ret
 /* Begin nothing more: done_cb comes when what is in flight has ended. */
 void kvd_verify_stop(struct kvd_verify *verify);
 
+/*
+ * A reader found a page of this block to be wrong. Where the cold tier has the block, look at it by
+ * itself, and put it right, so that the next reader gets it from there. Nothing otherwise, since
+ * other layers of it may still be read, nor while enough of that is at work.
+ */
+void kvd_verify_suspect(struct kvd_session *session, uint32_t block_idx);
+
 #endif

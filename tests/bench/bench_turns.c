@@ -266,6 +266,15 @@ static void tiles_row(struct turns *turns, const struct opened *from, uint64_t t
     kvt_answer_fini(&answer);
 }
 
+static void verify_row(struct turns *turns, const char *name)
+{
+    Kvarnd__Verify message = KVARND__VERIFY__INIT;
+
+    message.name = (char *)(uintptr_t)name;
+    call(turns, KVARN_FRAME_VERIFY, &message.base);
+    row(turns, "Verify", "60k tokens, 128 layers", TURN_US_MAX);
+}
+
 static void wide_rows(struct turns *turns)
 {
     uint64_t tokens = tokens_of(turns, TOKENS_WIDE);
@@ -276,6 +285,7 @@ static void wide_rows(struct turns *turns)
 
     kvt_answer_fini(&answer);
     row(turns, "Append", "60k tokens, 128 layers", TURN_US_MAX);
+    verify_row(turns, "wide");
     tiles_row(turns, &opened, tokens);
     drop_named(turns, "wide");
     row(turns, "DropSession", "60k tokens, 128 layers", TURN_US_MAX);

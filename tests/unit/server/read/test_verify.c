@@ -15,6 +15,7 @@
 
 #include "server/evict/session_evict.h"
 #include "server/prefix/prefix_lease.h"
+#include "server/read/read.h"
 #include "server/read/verify.h"
 #include "tests/support/fake_disk.h"
 #include "tests/support/session_cold.h"
@@ -373,6 +374,65 @@ static void test_s14_wrong_page_is_read_again(void **state)
     }
 }
 
+static void read_done_cb(
+    void *ctx, const struct kvd_failure *why, const struct kvd_read_result *result)
+{
+    *(int *)ctx = why->err;
+    if (why->err == 0) {
+        result->payload.release_cb(result->payload.ctx);
+    } else if (why->err == KVARN_EMISS) {
+        assert_int_equal(why->reason, KVARND__MISS_REASON__MISS_CHECKSUM);
+    }
+}
+
+/* Block 3 of layers 0 and 1, as stored. */
+static int read_block(struct kvt_rig *rig, struct kvd_session *session)
+{
+    struct kvd_read *token = NULL;
+    int err = 1;
+    struct kvd_read_args args = {.session = session,
+        .layer_count = 2,
+        .first = 3 * GROUP,
+        .last = 4 * GROUP,
+        .is_stored = true,
+        .ctx = &err,
+        .done_cb = read_done_cb};
+
+    assert_int_equal(kvd_read_start(&rig->service, &args, &token), 0);
+    kvt_rig_settle(rig);
+    assert_true(err <= 0);
+    return err;
+}
+
+/* Whoever reads it is told; then it is right again, if the tier has it. */
+static void test_s14_readers_have_it_put_right(void **state)
+{
+    (void)state;
+    for (unsigned workers = 0; workers <= 2; workers += 2) {
+        struct cold_case c;
+        cold_case_init(&c, workers);
+        assert_int_equal(read_block(&c.rig, c.session), 0);
+        flip_page(c.session, 3, 1);
+        assert_int_equal(read_block(&c.rig, c.session), KVARN_EMISS);
+        assert_int_equal(kvd_session_block(c.session, 3)->state, KVD_BLOCK_COLD);
+        assert_int_equal(c.rig.service.suspect_count, 0);
+        assert_int_equal(read_block(&c.rig, c.session), 0);
+        cold_case_fini(&c);
+
+        struct kvt_rig rig;
+        kvt_rig_init(&rig, &(struct kvt_rig_options){.workers = workers});
+        struct kvd_session *session = open_filled(&rig, "s", 1);
+        flip_page(session, 3, 0);
+        for (unsigned i = 0; i < 3; i++) {
+            assert_int_equal(read_block(&rig, session), KVARN_EMISS);
+            assert_int_equal(kvd_session_block(session, 3)->state, KVD_BLOCK_RESIDENT);
+        }
+        assert_int_equal(rig.service.metrics.values[KVD_METRIC_misses_checksum], 3);
+        kvt_session_drop(&rig, session);
+        kvt_rig_fini(&rig);
+    }
+}
+
 static void test_s14_wrong_in_both_is_lost(void **state)
 {
     (void)state;
@@ -462,6 +522,7 @@ int main(void)
         cmocka_unit_test(test_busy_sessions_and_stops),
         cmocka_unit_test(test_no_memory_is_no_verdict),
         cmocka_unit_test(test_s14_wrong_page_is_read_again),
+        cmocka_unit_test(test_s14_readers_have_it_put_right),
         cmocka_unit_test(test_s14_wrong_in_both_is_lost),
         cmocka_unit_test(test_wrong_record_is_written_again),
         cmocka_unit_test(test_unread_records_are_told),
