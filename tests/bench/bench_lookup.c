@@ -143,10 +143,12 @@ static void row_add(
         .unit = "us",
         .goal = {.must = REQUEST_US_MAX, .is_limit = true}};
 
+    const size_t median = SAMPLES / 2, quarter = SAMPLES / 4;
+
     qsort(samples_ns, SAMPLES, sizeof(samples_ns[0]), u64_compare);
-    row.value = (double)samples_ns[SAMPLES / 2] / NS_PER_US;
-    row.low = (double)samples_ns[SAMPLES / 4] / NS_PER_US;
-    row.high = (double)samples_ns[SAMPLES * 3 / 4] / NS_PER_US;
+    row.value = (double)samples_ns[median] / NS_PER_US;
+    row.low = (double)samples_ns[quarter] / NS_PER_US;
+    row.high = (double)samples_ns[median + quarter] / NS_PER_US;
     kvb_report_row(report, &row);
 }
 
