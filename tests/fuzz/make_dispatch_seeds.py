@@ -272,6 +272,13 @@ def seeds_of_sharing():
         call("OpenSession", shape_id=1, lease=2), call("OpenSession", shape_id=2, lease=1),
         call("MatchPrefix", shape_id=1), call("MatchPrefix", shape_id=9, token_count=1),
         call("InspectSession", handle=By(5)), call("Stats"), SETTLE]
+    yield "prefetches", FILLED, [
+        call("Prefetch", handle=A), call("Prefetch", name="b", last_blocks=2), SETTLE,
+        call("Prefetch", name="a", last_blocks=0), call("Prefetch"),
+        call("Prefetch", shape_id=1, token_count=200), call("Prefetch", shape_id=1, hash_count=2),
+        call("Prefetch", shape_id=1, hash_count=2, handle=A), call("ListJobs"), SETTLE,
+        append(A, 64), call("Prefetch", handle=A), cancel(), append(A, 64),
+        call("Prefetch", handle=A, deadline_ms=3), advance(2), SETTLE, call("ListJobs")]
 
 
 def seeds_of_limits():
