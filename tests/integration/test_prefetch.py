@@ -9,6 +9,7 @@ from support.wire import Refused
 
 # Small blocks, so that there can be many: 2 layers of one KV head of 16.
 SMALL = Shape(layers=2, kv_heads=1, k_dim=16, group=64, sink=64)
+TINY = Shape(kv_heads=1, k_dim=8, group=64, sink=64, model="tiny")
 # A block of one layer: 512 KiB of rows, some 80 KB once sealed.
 BIG = Shape(kv_heads=8, k_dim=128, group=128, model="big", sink=128)
 STATES = {pb.JOB_RUNNING: "running", pb.JOB_DONE: "done", pb.JOB_FAILED: "failed",
@@ -105,9 +106,9 @@ def test_what_is_prefetched_is_read_without_the_disk(start, connect, tmp_path):
 def test_a_job_ends_with_its_session(start, connect, tmp_path):
     daemon = start("--cold-dir", tmp_path / "cold")
     conn = connect(daemon)
-    count = 1000
+    count = 600
     for name in ("dropped", "evicted", "left"):
-        fill(conn, SMALL, name, count)
+        fill(conn, TINY, name, count)
     spilled(conn, 3 * count)
     for name in ("dropped", "evicted", "left"):
         conn.call(pb.Evict(name=name, blocks=count))
@@ -136,27 +137,27 @@ def test_a_job_ends_with_its_session(start, connect, tmp_path):
 def test_a_stop_does_not_wait_for_jobs(start, connect, tmp_path):
     daemon = start("--cold-dir", tmp_path / "cold")
     conn = connect(daemon)
-    fill(conn, SMALL, "s", 1000)
-    spilled(conn, 1000)
-    conn.call(pb.Evict(name="s", blocks=1000))
+    fill(conn, TINY, "s", 600)
+    spilled(conn, 600)
+    conn.call(pb.Evict(name="s", blocks=600))
     conn.call(pb.Prefetch(name="s"))
     daemon.stop()  # in time, and cleanly
     again = start("--cold-dir", tmp_path / "cold")
     session = Session(connect(again), None, "s", mode="existing")
-    session.shape = SMALL
-    assert session.lengths == [64000, 64000]
-    assert sum(run.count for run in session.read_stored(0, 64000)) == 64000
+    session.shape = TINY
+    assert session.lengths == [38400]
+    assert sum(run.count for run in session.read_stored(0, 38400)) == 38400
 
 
 @pytest.mark.deadline(60)
 def test_without_memory_nothing_is_lost(start, connect, tmp_path):
-    daemon = start("--cold-dir", tmp_path / "cold", "--memory-limit", "64MiB", "--evict-policy",
+    daemon = start("--cold-dir", tmp_path / "cold", "--memory-limit", "24MiB", "--evict-policy",
                    "none")
     conn = connect(daemon)
-    session = fill(conn, BIG, "s", 32)
-    want = session.read_stored(0, 32 * 128)
-    spilled(conn, 32)
-    evict(conn, session, 32)
+    session = fill(conn, BIG, "s", 8)
+    want = session.read_stored(0, 8 * 128)
+    spilled(conn, 8)
+    evict(conn, session, 8)
     hog, kv = Session(conn, BIG), rows(BIG, 2, 128)  # without a name: it never goes to disk
     for i in range(1000):
         reply = conn.ask(*hog.append_request([kv], i * 128))
@@ -165,9 +166,9 @@ def test_without_memory_nothing_is_lost(start, connect, tmp_path):
     assert reply.code in ("NO_SPACE", "RETRY_LATER")
     job = ended(conn, conn.call(pb.Prefetch(name="s")).message.job_id)
     assert (STATES[job.state], CODES[job.error]) == ("failed", "NO_SPACE")
-    assert job.blocks_done < job.blocks == 32
+    assert job.blocks_done < job.blocks == 8
     hog.drop()
-    assert [run.data for run in session.read_stored(0, 32 * 128)] == [run.data for run in want]
+    assert [run.data for run in session.read_stored(0, 8 * 128)] == [run.data for run in want]
     assert conn.counter("misses_evicted") == 0
 
 
@@ -175,14 +176,14 @@ def test_without_memory_nothing_is_lost(start, connect, tmp_path):
 def test_so_many_jobs_and_no_more(start, connect, tmp_path):
     daemon = start("--cold-dir", tmp_path / "cold")
     conn = connect(daemon)
-    names = [f"s{i}" for i in range(80)]
+    names = [f"s{i}" for i in range(70)]
     for i, name in enumerate(names):
-        fill(conn, SMALL, name, 64, seed=i)
-    spilled(conn, 80 * 64)
+        fill(conn, TINY, name, 40, seed=i)
+    spilled(conn, 70 * 40)
     refused = []
     for _ in range(20):  # the first of them could be through before the last one comes
         for name in names:
-            conn.call(pb.Evict(name=name, blocks=64))
+            conn.call(pb.Evict(name=name, blocks=40))
         ids = conn.send_all([(pb.Prefetch(name=name), b"") for name in names])
         replies = [conn.recv(i) for i in ids]
         refused = [reply for reply in replies if reply.code != "OK"]
@@ -204,19 +205,19 @@ def matched(conn, shape_id, payload, lease_ms=0):
 
 @pytest.mark.deadline(60)
 def test_a_prefix_comes_back_for_those_who_share_it(start, connect, tmp_path):
-    daemon = start("--cold-dir", tmp_path / "cold", "--memory-limit", "64MiB")
+    daemon = start("--cold-dir", tmp_path / "cold", "--memory-limit", "24MiB")
     conn = connect(daemon)
     shape_id = register(conn, BIG)
     opened = conn.call(pb.OpenSession(name="s", shape_id=shape_id, share_prefix=True)).message
-    kv, ids = rows(BIG, 4, 16 * 128), np.arange(16 * 128, dtype="<u4").tobytes()
+    kv, ids = rows(BIG, 4, 8 * 128), np.arange(8 * 128, dtype="<u4").tobytes()
     conn.call(pb.Append(handle=opened.handle, epoch=opened.epoch, layer_first=0, layer_count=1,
-                        start=0, token_count=16 * 128, token_ids=True),
+                        start=0, token_count=8 * 128, token_ids=True),
               ids + b"".join(x.tobytes() for x in kv))
     first = Session(conn, None, "s", mode="existing")
     first.shape = BIG
-    want = [run.data for run in first.read_stored(0, 16 * 128)]
-    spilled(conn, 16)
-    assert matched(conn, shape_id, ids).tokens == 16 * 128
+    want = [run.data for run in first.read_stored(0, 8 * 128)]
+    spilled(conn, 8)
+    assert matched(conn, shape_id, ids).tokens == 8 * 128
     conn.call(pb.Evict(name="s"))
     hog, more = Session(conn, BIG, None), rows(BIG, 5, 128)  # until the index has let go of it
     for i in range(2000):
@@ -227,22 +228,22 @@ def test_a_prefix_comes_back_for_those_who_share_it(start, connect, tmp_path):
     hog.drop()
     ask = pb.Prefetch(shape_id=shape_id, token_count=len(ids) // 4)
     reply = conn.call(ask, ids).message
-    assert (reply.tokens, reply.blocks) == (16 * 128, 16) and reply.bytes > 0
+    assert (reply.tokens, reply.blocks) == (8 * 128, 8) and reply.bytes > 0
     job = ended(conn, reply.job_id)
-    assert (STATES[job.state], job.session, job.blocks_done) == ("done", "", 16)
+    assert (STATES[job.state], job.session, job.blocks_done) == ("done", "", 8)
     # The first session stays where it is; another one begins with what came back, and reads it.
-    assert conn.call(pb.InspectSession(name="s")).message.summary.missing_tokens == 16 * 128
+    assert conn.call(pb.InspectSession(name="s")).message.summary.missing_tokens == 8 * 128
     found = matched(conn, shape_id, ids, lease_ms=10000)
-    assert found.tokens == 16 * 128
+    assert found.tokens == 8 * 128
     other = conn.call(pb.OpenSession(shape_id=shape_id, share_prefix=True,
                                      lease=found.lease)).message
     loaded = conn.counter("cold_blocks_loaded")
     second = Session.__new__(Session)
     second.conn, second.shape, second.handle, second.epoch = conn, BIG, other.handle, other.epoch
-    assert [run.data for run in second.read_stored(0, 16 * 128)] == want
-    assert conn.counter("cold_blocks_loaded") == loaded == 16
+    assert [run.data for run in second.read_stored(0, 8 * 128)] == want
+    assert conn.counter("cold_blocks_loaded") == loaded == 8
     reply = conn.call(ask, ids).message
-    assert (reply.tokens, reply.blocks, reply.HasField("job_id")) == (16 * 128, 0, False)
+    assert (reply.tokens, reply.blocks, reply.HasField("job_id")) == (8 * 128, 0, False)
     # Part of it, and what nobody stored.
     half = pb.Prefetch(shape_id=shape_id, token_count=1000)
     assert conn.call(half, ids[:4000]).message.tokens == 7 * 128
