@@ -14,6 +14,7 @@
 #include <openssl/params.h>
 
 #include "lib/base/assert.h"
+#include "server/base/alloc_bytes.h"
 #include "server/service.h"
 #include "server/session/session_blocks.h"
 
@@ -24,6 +25,8 @@
 
 /* Blocks that are published at once: about half a microsecond each, with few layers. */
 #define PUBLISHED_PER_STEP 32
+
+#define ENTRY_BYTES kvd_alloc_bytes(sizeof(struct kvd_prefix_entry))
 
 static void advance_slice_run(struct kvd_slice *slice);
 
@@ -57,7 +60,7 @@ void kvd_prefix_entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_ent
     index->count--;
     kvd_block_unref_later(index->service, entry->block);
     free(entry);
-    kvd_budget_release(&index->service->budget, KVD_BUDGET_SESSIONS, sizeof(*entry));
+    kvd_budget_release(&index->service->budget, KVD_BUDGET_SESSIONS, ENTRY_BYTES);
 }
 
 static void advance_end(struct kvd_prefix *prefix)
@@ -243,13 +246,12 @@ static void entry_add(struct kvd_prefix_index *index, struct kvd_session *sessio
     if (index->count >= KVARN_PREFIX_BLOCKS_MAX) {
         kvd_prefix_entry_drop(index, TAILQ_FIRST(&index->by_use));
     }
-    if (!buckets_make(index) ||
-        kvd_budget_charge(budget, KVD_BUDGET_SESSIONS, sizeof(*entry)) != 0) {
+    if (!buckets_make(index) || kvd_budget_charge(budget, KVD_BUDGET_SESSIONS, ENTRY_BYTES) != 0) {
         return;
     }
     entry = calloc(1, sizeof(*entry));
     if (entry == NULL) {
-        kvd_budget_release(budget, KVD_BUDGET_SESSIONS, sizeof(*entry));
+        kvd_budget_release(budget, KVD_BUDGET_SESSIONS, ENTRY_BYTES);
         return;
     }
     entry->block = kvd_block_ref(block);

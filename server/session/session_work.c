@@ -14,7 +14,7 @@
 #include "server/session/session_blocks.h"
 
 /* What a tick looks at: some 100 ns each. */
-#define TICK_MAX 128
+#define TICK_MAX 32
 
 static size_t work_bytes(const struct kvd_session *session)
 {

@@ -406,6 +406,48 @@ static void lowest_chunk_is_filled_first(void **state)
     fixture_fini(&fx);
 }
 
+/* A page that is moved is the same one but for its place; without room for its version it stays. */
+static void a_moved_page_keeps_what_is_said_of_it(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct kvd_page *pages[4];
+    fixture_init(&fx, 64 * MIB);
+    for (size_t i = 0; i < 4; i++) {
+        pages[i] = take(&fx, 1, MIB); /* two a chunk */
+    }
+    kvd_page_unref(&fx.store, pages[1]);
+    kvd_page_unref(&fx.store, pages[3]);
+    assert_true(kvd_page_store_thin(&fx.store));
+    struct kvd_page *page = kvd_page_is_leaving(pages[0]) ? pages[0] : pages[2];
+    struct kvd_page *other = page == pages[0] ? pages[2] : pages[0];
+    assert_true(kvd_page_is_leaving(page) && !kvd_page_is_leaving(other));
+    memset(kvd_page_data(page), 7, MIB);
+    kvd_page_set_checksum(page, UINT64_C(0x123456789));
+    kvd_page_set_encoder(page, KVARN_ENCODER_AWARE);
+    assert_int_equal(kvd_page_want_version(&fx.store, page), 0);
+    kvd_page_set_version(page, 41);
+    uint32_t id = kvd_page_id(page);
+    uint64_t limit = fx.budget.limit_bytes;
+    fx.budget.limit_bytes = fx.budget.used_bytes;
+    assert_null(kvd_page_move(&fx.store, page));
+    assert_ptr_equal(kvd_page_at(&fx.store, id), page);
+    fx.budget.limit_bytes = limit;
+    struct kvd_page *to = kvd_page_move(&fx.store, page);
+    assert_non_null(to);
+    assert_int_not_equal(kvd_page_id(to), id);
+    assert_true(kvd_page_checksum(to) == UINT64_C(0x123456789));
+    assert_int_equal(to->encoder, KVARN_ENCODER_AWARE);
+    assert_int_equal(to->refs, 1);
+    assert_int_equal(kvd_page_version(to), 41);
+    assert_int_equal(kvd_page_version(other), 0);
+    assert_int_equal(((uint8_t *)kvd_page_data(to))[MIB - 1], 7);
+    assert_int_equal(fx.source.chunk_count, 1);
+    kvd_page_unref(&fx.store, to);
+    kvd_page_unref(&fx.store, other);
+    fixture_fini(&fx);
+}
+
 /* The model: what is taken, with a mark of its own in the first and last bytes of every page. */
 enum { MODEL_PAGES = 600, MODEL_SIZES = 6, MODEL_STEPS = 60000 };
 struct model_page {
@@ -597,6 +639,7 @@ int main(void)
         cmocka_unit_test(a_kept_chunk_makes_room_for_another_size),
         cmocka_unit_test(lowest_chunk_is_filled_first),
         cmocka_unit_test(lowest_slot_is_taken_first),
+        cmocka_unit_test(a_moved_page_keeps_what_is_said_of_it),
         cmocka_unit_test(property_store_agrees_with_a_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
