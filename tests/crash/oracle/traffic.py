@@ -4,6 +4,8 @@ An actor has connections and names of its own. A round sends a few operations on
 without waiting, over all its connections, then takes the answers. What is unanswered when the
 daemon dies stays with its names as candidates.
 """
+import time
+
 import numpy as np
 
 from oracle.state import Options, new_state
@@ -11,6 +13,7 @@ from support import values
 from support.frame import CODES, pb
 from support.model import attention
 from support.session import Layer, Shape
+from support.settings import patience
 from support.wire import Closed, Conn
 
 GROUP = 64
@@ -138,6 +141,8 @@ class Actor:
             return
         if code in SPENT and self.world.may_evict:
             return
+        if op.what == "prefetch" and code == "UNSUPPORTED":
+            return  # there is no cold tier; prefetched_blocks says where there was one
         if code == "MISS" and known is not None and \
                 (self.world.may_evict or not known.is_whole or op.what == "window"):
             known.misses = True
@@ -500,6 +505,46 @@ class Actor:
         self.send(known.conn, message, b"", Op("evict", [(known, known.state)], done))
 
 
+    def prefetch(self):
+        """What is on disk comes back by itself, while others go on with the session."""
+        known = self.pick(self.live())
+        if known is None:
+            return
+        message = pb.Prefetch(handle=known.handle)
+        if self.rng.random() < 0.5:
+            message.last_blocks = int(self.rng.integers(1, 5))
+
+        def done(reply):
+            self.world.tally["prefetched_blocks"] += reply.message.blocks
+
+        self.send(known.conn, message, b"", Op("prefetch", [(known, known.state)], done))
+
+    def expire(self):
+        """A TTL that is over soon. Once it is, the session is gone for good, as after a Drop."""
+        known = self.pick(self.live())
+        if known is None or self.rng.random() < 0.6:
+            return
+        message = pb.Touch(handle=known.handle, ttl_ms=1)
+
+        def done(_):
+            end = time.monotonic() + patience(20)
+            while self.is_listed(known):
+                if time.monotonic() > end:
+                    self.world.tally.fault("wrong", f"{known.name} does not expire", known)
+                    return
+            self.world.tally["expired"] += 1
+            known.bury(known.state)
+            known.state = known.handle = None
+
+        self.send(known.conn, message, b"", Op("expire", [(known, None)], done))
+
+    def is_listed(self, known):
+        """Whether the daemon has a session of this name; to look is no use of it."""
+        message = pb.ListSessions(prefix=known.name, limit=256)
+        return any(one.name == known.name
+                   for one in known.conn.call(message).message.sessions)
+
+
 def remove_one(items, item):
     """By identity: states compare by value."""
     for i, other in enumerate(items):
@@ -510,6 +555,7 @@ def remove_one(items, item):
 
 STEPS = [Actor.open] * 2 + [Actor.append] * 8 + [Actor.append_attend] * 3 + [Actor.truncate] * 3 + \
     [Actor.fork] * 2 + [Actor.read] * 3 + [Actor.reorder, Actor.drop, Actor.clone, Actor.move,
-                                           Actor.touch, Actor.evict]
+                                           Actor.touch, Actor.evict, Actor.evict,
+                                           Actor.prefetch, Actor.prefetch, Actor.expire]
 
 __all__ = ["Actor"]

@@ -66,6 +66,8 @@ class World:
         self.may_fail = may_fail  # disks do
         self.keeps_evicted = keeps_evicted  # on a disk with room
         self.lawful = LAWFUL_MISSES | ({pb.MISS_CHECKSUM} if may_fail else set())
+        # What a map on disk names is there after a restart, unless the disk lost it.
+        self.holes = set() if may_fail else {pb.MISS_RESTART, pb.MISS_CHECKSUM}
         self._seed, self._keys, self.known = seed, 0, {}
 
     def __getitem__(self, name):
@@ -284,7 +286,7 @@ class World:
             elif isinstance(got, int) and b - a > group:
                 todo = [(max(at, a), min(at + group, b))
                         for at in range(a // group * group, b, group)] + todo
-            elif isinstance(got, int) and got in self.lawful:
+            elif isinstance(got, int) and got in self.lawful - self.holes:
                 self.tally["recovered_misses"] += 1
             else:
                 self.tally.fault("wrong", f"{known.name} layer {layer}: tokens [{a}, {b}) of "
