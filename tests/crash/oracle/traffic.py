@@ -135,7 +135,9 @@ class Actor:
             self.world.tally.fault("resurrected", f"{known.name} is there: {status.text}",
                                    known)
             return
-        if code in DISK and self.world.may_fail and op.what in ("truncate", "drop", "reorder"):
+        # Done, or half done, but not on disk: for want of a disk, or of memory.
+        is_half = self.world.may_fail or (self.world.may_evict and "cold tier" in status.text)
+        if code in DISK and is_half and op.what in ("truncate", "drop", "reorder"):
             for known, state in op.after:
                 self.resolve(known, [known.state, state])
             return

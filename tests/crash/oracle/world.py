@@ -6,9 +6,11 @@ back shorter, or not at all; what comes back must be the beginning of a candidat
 something that was dropped or cut away: then it is told apart as resurrected.
 """
 import collections
+import time
 
 from oracle.rows import Fresh
 from support.frame import pb
+from support.settings import patience
 
 DEAD_KEPT = 8
 HISTORY_KEPT = 12
@@ -94,6 +96,10 @@ class World:
         message = pb.ReadBlocks(handle=handle, layer_first=layer, token_first=first,
                                 token_last=last, stored=True)
         reply = conn.ask(message)
+        end = time.monotonic() + (patience(10) if self.may_evict else 0)
+        while reply.code == "RETRY_LATER" and time.monotonic() < end:
+            self.tally["reads_retried"] += 1
+            reply = conn.ask(message)
         if reply.code == "MISS":
             return reply.status.reason
         if reply.code != "OK":
@@ -179,6 +185,8 @@ class World:
         got = self.read_stored(conn, handle, state, layer, first, last)
         if isinstance(got, list):
             self.judge(known, layer, got, state.forms(layer, first, last), state)
+        elif self.may_evict and getattr(got, "code", None) == "NO_SPACE":
+            self.tally["reads_refused"] += 1  # what is left in memory leaves no chunk free
         elif not isinstance(got, int) or last - first <= group:
             self.check_miss(known, got, layer, first)
         else:
