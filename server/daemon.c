@@ -186,6 +186,7 @@ static int daemon_start(struct kvd_daemon *daemon)
         return err;
     }
     daemon->has_service = true;
+    daemon->service.is_measuring = true;
     daemon->drain_timer = daemon->io->ops->timer_create(daemon->io, drain_timer_cb, daemon);
     if (daemon->drain_timer == NULL) {
         return KVARN_ENOMEM;

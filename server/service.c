@@ -5,7 +5,7 @@
  */
 #include "server/service.h"
 
-#include <stdio.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,6 +20,25 @@
 #define TICK_BUSY_MS 10
 /* Deadlines of connections are seconds long. */
 #define TICK_OPEN_MS 250
+
+/* Resident set of the process, measured by the kernel; 0 when it cannot be read. */
+static uint64_t resident_bytes(void)
+{
+    char text[64] = "";
+    unsigned long pages_resident = 0;
+    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0) {
+        return 0;
+    }
+    ssize_t bytes = read(fd, text, sizeof(text) - 1);
+    (void)close(fd);
+    const char *second = bytes > 0 ? strchr(text, ' ') : NULL;
+    if (second != NULL) {
+        pages_resident = strtoul(second, NULL, 10);
+    }
+    return (uint64_t)pages_resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
 
 static void tick_cb(void *ctx)
 {
@@ -36,6 +55,9 @@ static void tick_cb(void *ctx)
     kvd_conn_tick_all(service, now_ns);
     kvd_compactor_tick(&service->compactor, now_ns);
     kvd_session_work_tick(&service->sessions, now_ns);
+    if (service->is_measuring && kvd_evictor_wants_measure(service, now_ns)) {
+        kvd_evictor_measured(service, resident_bytes(), now_ns);
+    }
     kvd_service_tick_arm(service);
 }
 
@@ -187,23 +209,6 @@ bool kvd_service_is_idle(const struct kvd_service *service)
            kvd_workers_backlog(service->workers) == 0;
 }
 
-/* Resident set of the process, measured by the kernel; 0 when it cannot be read. */
-static uint64_t resident_bytes(void)
-{
-    unsigned long pages_total;
-    unsigned long pages_resident = 0;
-    FILE *file = fopen("/proc/self/statm", "re");
-
-    if (file == NULL) {
-        return 0;
-    }
-    if (fscanf(file, "%lu %lu", &pages_total, &pages_resident) != 2) {
-        pages_resident = 0;
-    }
-    (void)fclose(file);
-    return (uint64_t)pages_resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static void page_gauges_set(struct kvd_service *service)
 {
     static const enum kvd_metric counts[KVD_PAGE_CLASS_COUNT] = {
@@ -262,8 +267,10 @@ void kvd_service_gauges_set(struct kvd_service *service)
     kvd_metrics_set(metrics, KVD_METRIC_memory_reply_bytes, kind_bytes[KVD_BUDGET_REPLIES]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_session_bytes, kind_bytes[KVD_BUDGET_SESSIONS]);
     kvd_metrics_set(metrics, KVD_METRIC_memory_query_metric_bytes, kind_bytes[KVD_BUDGET_QUERIES]);
+    kvd_metrics_set(metrics, KVD_METRIC_memory_policy_bytes, kind_bytes[KVD_BUDGET_POLICIES]);
     kvd_metrics_set(metrics, KVD_METRIC_sessions_pinned, service->lifetimes.pinned_count);
     kvd_metrics_set(metrics, KVD_METRIC_pinned_bytes, service->lifetimes.pinned_bytes);
     kvd_metrics_set(metrics, KVD_METRIC_resident_bytes, resident_bytes());
+    kvd_metrics_set(metrics, KVD_METRIC_evict_lowered_bytes, service->evictor.lowered_bytes);
     kvd_metrics_set(metrics, KVD_METRIC_workers_backlog, kvd_workers_backlog(service->workers));
 }

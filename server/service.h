@@ -12,6 +12,7 @@
 
 #include "server/append/metric_store.h"
 #include "server/base/budget.h"
+#include "server/base/log_gate.h"
 #include "server/base/metrics.h"
 #include "server/cold/cold_sessions.h"
 #include "server/cold/prefetch.h"
@@ -56,6 +57,7 @@ struct kvd_service {
     struct kvd_cold_sessions cold;
     struct kvd_prefetches prefetches;
     struct kvd_metrics metrics;
+    struct kvd_log_gate log_gates[KVD_LOG_GATE_COUNT];
     struct kvd_conn_list conns; /* each owns itself; listed from accept to close */
     struct kvd_timer *tick;     /* owned: deadlines of requests and connections */
     uint64_t tick_due_ns;       /* when it fires; 0: not armed */
@@ -66,6 +68,7 @@ struct kvd_service {
     uint32_t request_count; /* received and not answered */
     uint32_t verify_count;  /* Verify calls at work */
     uint32_t suspect_count; /* blocks being verified because a reader found them wrong */
+    bool is_measuring;      /* of the daemon: what the process holds is held to the limit */
     bool is_draining;       /* new requests are answered SHUTTING_DOWN */
 };
 

@@ -45,6 +45,14 @@ static enum kvd_reserve next_reserve(const struct kvd_session *session)
     return kvd_session_block_count(session) <= next ? KVD_RESERVE_ROWS : KVD_RESERVE_TILES;
 }
 
+/* A block more; without memory for it the next step tries again while eviction makes some. */
+static int block_add(struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why)
+{
+    int err = kvd_session_add_block(session, kind, why);
+
+    return err < 0 ? err : 0;
+}
+
 /* Make the next block that is missing. */
 static int step_reserve(struct kvd_append *append, struct kvd_failure *why)
 {
@@ -53,10 +61,10 @@ static int step_reserve(struct kvd_append *append, struct kvd_failure *why)
     for (uint32_t i = 0; i < append->plan.layer_count; i++) {
         const struct kvd_append_layer *al = &append->plan.layers[i];
         if (kvd_session_block_count(session) < al->records.last) {
-            return kvd_session_add_block(session, KVD_RESERVE_TILES, why);
+            return block_add(session, KVD_RESERVE_TILES, why);
         }
         if (kvd_session_block_count(session) < layer_blocks(append, al)) {
-            return kvd_session_add_block(session, next_reserve(session), why);
+            return block_add(session, next_reserve(session), why);
         }
     }
     return 1;

@@ -18,6 +18,7 @@ enum kvd_budget_kind {
     KVD_BUDGET_SESSIONS, /* sessions, block tables, page descriptors */
     KVD_BUDGET_CONNS,    /* connections and their requests */
     KVD_BUDGET_QUERIES,  /* query metrics of the encoder aware */
+    KVD_BUDGET_POLICIES, /* what eviction knows of sessions */
     KVD_BUDGET_COLD,     /* records of the cold tier, and what is on its way there and back */
     KVD_BUDGET_KIND_COUNT,
 };

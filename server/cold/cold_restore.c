@@ -193,16 +193,12 @@ static void load_fail(struct load *load, int err)
     bool is_memory = err == KVARN_ENOMEM || err == KVARN_ENOSPC;
     bool has_patience = is_memory && load->want == KVD_COLD_FOR_OPERATION && room_is_coming(load);
 
-    const char *name = load->session == NULL ? NULL : load->session->name;
-
     if (is_memory && load->want == KVD_COLD_FOR_OPERATION) {
         /* Operations that joined somebody else's load try for themselves. */
         load->session->cold.has_no_room |= !has_patience;
     } else if (!is_memory) {
         kvd_metrics_add(&cold->service->metrics, KVD_METRIC_cold_loads_failed, 1);
-        kvd_log(KVD_LOG_WARN, "cold_load_failed",
-            "session=%s block=%" PRIu32 " head=%zu body=%zu error=%s", name == NULL ? "" : name,
-            load->block_idx, load->info.head_bytes, load->info.body_bytes, kvarn_err_label(err));
+        kvd_cold_load_failed_say(cold, load->session, load->block_idx, err);
     }
     if (load->block != NULL && load->block->state == KVD_BLOCK_LOADING) {
         kvd_block_trim(cold->service, load->block);

@@ -5,6 +5,9 @@
  */
 #include "server/cold/cold_sessions.h"
 
+#include <inttypes.h>
+
+#include "server/base/log.h"
 #include "server/cold/cold_segment.h"
 #include "server/cold/cold_spill.h"
 #include "server/service.h"
@@ -12,6 +15,21 @@
 bool kvd_cold_sessions_is_idle(const struct kvd_cold_sessions *cold)
 {
     return cold->tier == NULL || (cold->puts == 0 && cold->loads == 0);
+}
+
+void kvd_cold_load_failed_say(const struct kvd_cold_sessions *cold,
+    const struct kvd_session *session, uint32_t block_idx, int err)
+{
+    struct kvd_service *service = cold->service;
+    struct kvd_log_gate *gate = &service->log_gates[KVD_LOG_GATE_COLD_LOAD_FAILED];
+    uint64_t suppressed;
+
+    if (kvd_log_gate_pass(gate, service->io->ops->now_ns(service->io), &suppressed)) {
+        kvd_log(KVD_LOG_WARN, "cold_load_failed",
+            "session=%s block=%" PRIu32 " error=%s suppressed=%" PRIu64,
+            session == NULL || session->name == NULL ? "" : session->name, block_idx,
+            kvarn_err_label(err), suppressed);
+    }
 }
 
 int kvd_cold_sessions_init(struct kvd_cold_sessions *cold, struct kvd_service *service)

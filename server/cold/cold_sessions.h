@@ -314,6 +314,10 @@ int kvd_cold_rewrite_block(struct kvd_session *session, uint32_t block_idx) KVAR
 bool kvd_cold_rewrite_session(struct kvd_session *session);
 bool kvd_cold_rewrite_map(struct kvd_session *session);
 
+/* Log that a block (UINT32_MAX: a tail) could not be loaded; session NULL: of a prefix. */
+void kvd_cold_load_failed_say(const struct kvd_cold_sessions *cold,
+    const struct kvd_session *session, uint32_t block_idx, int err);
+
 /* cold_reopen.c */
 
 /* Bring back what the tier found. Returns 0 or KVARN_ENOMEM. */

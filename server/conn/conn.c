@@ -22,7 +22,9 @@ void kvd_conn_accept(void *ctx, struct kvd_stream *stream, const struct kvd_peer
 {
     struct kvd_service *service = ctx;
     struct kvd_io *io = service->io;
+    struct kvd_log_gate *gate = &service->log_gates[KVD_LOG_GATE_CONN_REFUSED];
     struct kvd_conn *conn = NULL;
+    uint64_t suppressed;
 
     kvd_metrics_add(&service->metrics, KVD_METRIC_connections_accepted, 1);
     if (service->conn_count < service->config->connections_max && !service->is_draining &&
@@ -34,8 +36,10 @@ void kvd_conn_accept(void *ctx, struct kvd_stream *stream, const struct kvd_peer
     }
     if (conn == NULL) {
         kvd_metrics_add(&service->metrics, KVD_METRIC_connections_refused, 1);
-        kvd_log(
-            KVD_LOG_WARN, "conn_refused", "peer=%s open=%" PRIu32, peer->text, service->conn_count);
+        if (kvd_log_gate_pass(gate, io->ops->now_ns(io), &suppressed)) {
+            kvd_log(KVD_LOG_WARN, "conn_refused", "peer=%s open=%" PRIu32 " suppressed=%" PRIu64,
+                peer->text, service->conn_count, suppressed);
+        }
         io->ops->stream_close(stream, NULL, NULL);
         return;
     }
@@ -240,8 +244,10 @@ static const char *timeout_reason(struct kvd_conn *conn, uint64_t now_ns)
 
 void kvd_conn_tick_all(struct kvd_service *service, uint64_t now_ns)
 {
+    struct kvd_log_gate *gate = &service->log_gates[KVD_LOG_GATE_CONN_TIMED_OUT];
     struct kvd_conn *conn;
     struct kvd_conn *next;
+    uint64_t suppressed;
 
     for (conn = LIST_FIRST(&service->conns); conn != NULL; conn = next) {
         next = LIST_NEXT(conn, link); /* a close frees on a later turn */
@@ -251,7 +257,10 @@ void kvd_conn_tick_all(struct kvd_service *service, uint64_t now_ns)
         const char *reason = timeout_reason(conn, now_ns);
         if (reason != NULL) {
             kvd_metrics_add(&service->metrics, KVD_METRIC_connections_timed_out, 1);
-            kvd_log(KVD_LOG_INFO, "conn_timed_out", "peer=%s reason=%s", conn->peer.text, reason);
+            if (kvd_log_gate_pass(gate, now_ns, &suppressed)) {
+                kvd_log(KVD_LOG_INFO, "conn_timed_out", "peer=%s reason=%s suppressed=%" PRIu64,
+                    conn->peer.text, reason, suppressed);
+            }
             kvd_conn_close(conn, reason);
         } else {
             requests_expire(conn, now_ns);

@@ -27,8 +27,15 @@
  */
 #define TAIL_IDLE_NS (UINT64_C(10) * 1000000000)
 
-/* Steps that a reservation makes itself before it leaves the rest to slices. */
-#define STEPS_AT_ONCE_MAX 32
+/*
+ * Memory beyond the limit that is no reason to act: one part of the limit in so many, or what the
+ * code, libraries and scratch of some workers take.
+ */
+#define MEASURE_MARGIN     32
+#define MEASURE_MARGIN_MIN (UINT64_C(24) << 20)
+
+/* What is freed takes a second to leave the process. */
+#define MEASURE_NS UINT64_C(1000000000)
 
 /* Uses that follow closer than the model's first age change nothing. */
 #define USE_GAP_NS UINT64_C(16000000)
@@ -61,6 +68,70 @@ static uint64_t cost_of(uint64_t tokens)
     return tokens + tokens * tokens / (2 * ATTENTION_TOKENS) + 1;
 }
 
+/* The policy of a tenant, by its place in the table; made when it is first needed. */
+static struct kvd_evict_tenant *tenant_of(struct kvd_evictor *evictor, uint32_t tenant_id)
+{
+    struct kvd_evict_tenant *tenant = &evictor->tenants[tenant_id % KVD_EVICT_TENANTS_MAX];
+
+    for (unsigned i = 0; i < KVD_EVICT_TENANTS_MAX; i++) {
+        struct kvd_evict_tenant *other = &evictor->tenants[(tenant_id + i) % KVD_EVICT_TENANTS_MAX];
+        if (other->policy == NULL || other->tenant_id == tenant_id) {
+            return other;
+        }
+    }
+    return tenant;
+}
+
+static struct kvd_evict_policy *policy_of(const struct kvd_session *session)
+{
+    return tenant_of(&session->service->evictor, session->tenant_id)->policy;
+}
+
+/* Make the tenant's policy. Returns 0, KVARN_ENOSPC or KVARN_ENOMEM. */
+static int tenant_begin(struct kvd_evictor *evictor, uint32_t tenant_id)
+{
+    struct kvd_evict_tenant *tenant = tenant_of(evictor, tenant_id);
+    struct kvd_budget *budget = &evictor->service->budget;
+    size_t bytes = kvd_evict_policy_memory(evictor->kind);
+
+    if (tenant->policy != NULL) {
+        return 0;
+    }
+    if (kvd_budget_charge(budget, KVD_BUDGET_POLICIES, bytes) != 0) {
+        return KVARN_ENOSPC;
+    }
+    if (kvd_evict_policy_create(evictor->kind, tenant_id, &tenant->policy) != 0) {
+        kvd_budget_release(budget, KVD_BUDGET_POLICIES, bytes);
+        return KVARN_ENOMEM;
+    }
+    tenant->tenant_id = tenant_id;
+    tenant->charged_bytes = bytes;
+    return 0;
+}
+
+/* A new entry. Returns 0, KVARN_ENOSPC or KVARN_ENOMEM. */
+static int entry_insert(struct kvd_evictor *evictor, struct kvd_session *session, uint64_t now_ns)
+{
+    struct kvd_budget *budget = &evictor->service->budget;
+    int err = tenant_begin(evictor, session->tenant_id);
+
+    if (err != 0) {
+        return err;
+    }
+    struct kvd_evict_tenant *tenant = tenant_of(evictor, session->tenant_id);
+    size_t bytes = kvd_evict_insert_memory(tenant->policy);
+    if (kvd_budget_charge(budget, KVD_BUDGET_POLICIES, bytes) != 0) {
+        return KVARN_ENOSPC;
+    }
+    err = kvd_evict_insert(tenant->policy, &session->evict, now_ns);
+    if (err != 0) {
+        kvd_budget_release(budget, KVD_BUDGET_POLICIES, bytes);
+    } else {
+        tenant->charged_bytes += bytes;
+    }
+    return err;
+}
+
 static void entry_weigh(struct kvd_session *session)
 {
     struct kvd_evict_entry *entry = &session->evict;
@@ -76,7 +147,7 @@ static void entry_weigh(struct kvd_session *session)
     entry->priority = session->lifetime.priority;
     entry->priority_ns = session->lifetime.priority_ns;
     if (entry->is_inserted) {
-        kvd_evict_update(session->service->evictor.policy, entry, bytes, cost);
+        kvd_evict_update(policy_of(session), entry, bytes, cost);
     } else {
         entry->bytes = bytes;
         entry->cost = cost;
@@ -92,16 +163,16 @@ static uint64_t key_of(const struct kvd_session *session)
 }
 
 /* Not a candidate while all of it is pinned, or what is left is on its way out. */
-static void hold_if_pinned(struct kvd_evictor *evictor, struct kvd_session *session)
+static void hold_if_pinned(struct kvd_session *session)
 {
     const struct kvd_lifetime *lifetime = &session->lifetime;
     bool is_pinned = lifetime->pinned_until_ns != 0 &&
                      kvd_session_block_count(session) <= lifetime->pinned_blocks;
 
     if (is_pinned || session->cold.is_tail_leaving) {
-        kvd_evict_hold(evictor->policy, &session->evict);
+        kvd_evict_hold(policy_of(session), &session->evict);
     } else {
-        kvd_evict_release(evictor->policy, &session->evict);
+        kvd_evict_release(policy_of(session), &session->evict);
     }
 }
 
@@ -133,8 +204,8 @@ static void entry_enter(struct kvd_session *session, uint64_t now_ns)
     entry_weigh(session);
     entry->key = key_of(session);
     entry->group = session->name == NULL;
-    if (kvd_evict_insert(evictor->policy, entry, now_ns) == 0) {
-        hold_if_pinned(evictor, session);
+    if (entry_insert(evictor, session, now_ns) == 0) {
+        hold_if_pinned(session); /* else it is no candidate until it is used again */
     }
 }
 
@@ -144,7 +215,7 @@ void kvd_evictor_use(struct kvd_session *session)
     struct kvd_evict_entry *entry = &session->evict;
     uint64_t now_ns = session->touched_ns;
 
-    if (evictor->policy == NULL || session->is_dropped || kvd_session_block_count(session) == 0) {
+    if (!evictor->is_on || session->is_dropped || kvd_session_block_count(session) == 0) {
         return;
     }
     evictor->last_used = session;
@@ -158,8 +229,8 @@ void kvd_evictor_use(struct kvd_session *session)
     }
     if (entry->is_inserted) {
         entry_weigh(session);
-        kvd_evict_use(evictor->policy, entry, now_ns);
-        hold_if_pinned(evictor, session);
+        kvd_evict_use(policy_of(session), entry, now_ns);
+        hold_if_pinned(session);
     } else {
         entry_enter(session, now_ns);
     }
@@ -170,7 +241,7 @@ void kvd_evictor_came_back(struct kvd_session *session)
     struct kvd_evictor *evictor = &session->service->evictor;
     const struct kvd_io *io = session->service->io;
 
-    if (evictor->policy == NULL || session->is_dropped) {
+    if (!evictor->is_on || session->is_dropped) {
         return;
     }
     if (!session->cold.is_warm) {
@@ -184,19 +255,16 @@ void kvd_evictor_came_back(struct kvd_session *session)
 
 void kvd_evictor_update(struct kvd_session *session)
 {
-    struct kvd_evictor *evictor = &session->service->evictor;
-
-    if (evictor->policy != NULL && session->evict.is_inserted) {
+    if (session->evict.is_inserted) {
         entry_weigh(session);
-        hold_if_pinned(evictor, session);
+        hold_if_pinned(session);
     }
 }
 
-static void entry_leave(
-    struct kvd_evictor *evictor, struct kvd_session *session, enum kvd_evict_reason reason)
+static void entry_leave(struct kvd_session *session, enum kvd_evict_reason reason)
 {
-    if (evictor->policy != NULL && session->evict.is_inserted) {
-        kvd_evict_remove(evictor->policy, &session->evict, reason);
+    if (session->evict.is_inserted) {
+        kvd_evict_remove(policy_of(session), &session->evict, reason);
     }
 }
 
@@ -205,7 +273,7 @@ void kvd_evictor_settle(struct kvd_session *session)
     bool is_left = kvd_session_has_evictable(session) && !session->cold.is_tail_refused;
 
     if (session->evict.is_inserted && !is_left) {
-        entry_leave(&session->service->evictor, session, KVD_EVICT_EVICTED);
+        entry_leave(session, KVD_EVICT_EVICTED);
     }
     kvd_evictor_update(session);
 }
@@ -215,7 +283,7 @@ void kvd_evictor_forget(struct kvd_session *session)
     struct kvd_evictor *evictor = &session->service->evictor;
 
     warm_remove(evictor, session);
-    entry_leave(evictor, session, KVD_EVICT_GONE);
+    entry_leave(session, KVD_EVICT_GONE);
     if (evictor->last_used == session) {
         evictor->last_used = NULL;
     }
@@ -232,7 +300,6 @@ void kvd_evictor_count(
 
     kvd_metrics_add(metrics, causes[cause], blocks);
     kvd_metrics_add(metrics, KVD_METRIC_evicted_bytes, freed_bytes);
-    kvd_metrics_add(metrics, KVD_METRIC_evicted_tokens, (uint64_t)blocks * session->shape->group);
 }
 
 struct search {
@@ -251,19 +318,49 @@ static bool may_cb(void *ctx, const struct kvd_evict_entry *entry)
                (search->may_ask && kvd_session_has_victim(session)));
 }
 
+/* Whose turn it is to give: `first` (0: nobody), then who has most. NULL: all were asked. */
+static struct kvd_evict_tenant *tenant_next(
+    struct kvd_evictor *evictor, uint32_t first, uint32_t asked)
+{
+    struct kvd_evict_tenant *most = NULL;
+
+    for (unsigned i = 0; i < KVD_EVICT_TENANTS_MAX; i++) {
+        struct kvd_evict_tenant *tenant = &evictor->tenants[i];
+        if (tenant->policy == NULL || (asked >> i & 1) != 0) {
+            continue;
+        }
+        if (first != 0 && tenant == tenant_of(evictor, first)) {
+            return tenant;
+        }
+        if (most == NULL ||
+            kvd_evict_policy_bytes(tenant->policy) > kvd_evict_policy_bytes(most->policy)) {
+            most = tenant;
+        }
+    }
+    return most;
+}
+
+/* `spared`: who needs the memory, NULL: nobody in particular. Its tenant gives first. */
 static struct kvd_session *victim_find(
     struct kvd_evictor *evictor, const struct kvd_session *spared, bool may_ask)
 {
     const struct kvd_io *io = evictor->service->io;
+    uint64_t now_ns = io->ops->now_ns(evictor->service->io);
     struct search search = {.spared = {spared, evictor->last_used}, .may_ask = may_ask};
-    struct kvd_evict_entry *entry = NULL;
+    uint32_t first = spared == NULL ? 0 : spared->tenant_id;
+    struct kvd_evict_tenant *tenant;
+    uint32_t asked = 0;
 
-    if (evictor->policy != NULL) {
-        entry = kvd_evict_victim(
-            evictor->policy, io->ops->now_ns(evictor->service->io), may_cb, &search);
+    while ((tenant = tenant_next(evictor, first, asked)) != NULL) {
+        struct kvd_evict_entry *entry = kvd_evict_victim(tenant->policy, now_ns, may_cb, &search);
+        if (entry != NULL) {
+            return session_of(entry);
+        }
+        asked |= 1u << (tenant - evictor->tenants);
     }
-    return entry == NULL ? NULL : session_of(entry);
+    return NULL;
 }
+_Static_assert(KVD_EVICT_TENANTS_MAX <= 32, "a bit each");
 
 /* What a step of eviction came to. */
 struct progress {
@@ -289,7 +386,7 @@ static struct progress step(struct kvd_evictor *evictor, const struct kvd_sessio
     }
     progress.is_any = blocks > 0 || progress.leaving_bytes > 0;
     if (!progress.is_any) {
-        entry_leave(evictor, session, KVD_EVICT_EVICTED);
+        entry_leave(session, KVD_EVICT_EVICTED);
     } else {
         kvd_evictor_settle(session);
     }
@@ -333,6 +430,7 @@ static bool has_reason(struct kvd_evictor *evictor)
     uint64_t leaving = evictor->service->cold.leaving_bytes;
 
     used -= leaving < used ? leaving : used;
+    used += evictor->lowered_bytes;
     evictor->is_active = used > (evictor->is_active ? evictor->stop_bytes : evictor->start_bytes);
     return evictor->is_active || evictor->wanted_bytes > 0;
 }
@@ -383,7 +481,7 @@ void kvd_evictor_check(struct kvd_service *service)
 {
     struct kvd_evictor *evictor = &service->evictor;
 
-    if (evictor->policy != NULL && has_reason(evictor)) {
+    if (evictor->is_on && has_reason(evictor)) {
         slice_list(evictor);
     }
 }
@@ -393,16 +491,42 @@ bool kvd_evictor_make_room(
 {
     struct kvd_evictor *evictor = &service->evictor;
     uint64_t freed_sum = 0;
+    struct progress progress;
 
-    for (unsigned n = 0; n < STEPS_AT_ONCE_MAX && freed_sum < bytes; n++) {
+    kvd_slices_begin(&service->sessions.slices);
+    do {
         bool may_ask = service->cold.leaving_bytes < bytes;
-        struct progress progress = step(evictor, session, KVD_EVICT_CAUSE_RESERVATION, may_ask);
-        if (!progress.is_any) {
-            break;
-        }
+        progress = step(evictor, session, KVD_EVICT_CAUSE_RESERVATION, may_ask);
         freed_sum += progress.freed_bytes;
-    }
+    } while (
+        progress.is_any && freed_sum < bytes && kvd_slices_has_time(&service->sessions.slices));
     return freed_sum > 0;
+}
+
+bool kvd_evictor_wants_measure(const struct kvd_service *service, uint64_t now_ns)
+{
+    return service->evictor.is_on && now_ns - service->evictor.measured_ns >= MEASURE_NS;
+}
+
+void kvd_evictor_measured(struct kvd_service *service, uint64_t resident_bytes, uint64_t now_ns)
+{
+    struct kvd_evictor *evictor = &service->evictor;
+    uint64_t limit = service->budget.limit_bytes;
+    uint64_t share = limit / MEASURE_MARGIN;
+    uint64_t margin = share > MEASURE_MARGIN_MIN ? share : MEASURE_MARGIN_MIN;
+
+    evictor->measured_ns = now_ns;
+    if (resident_bytes > limit + margin) {
+        uint64_t most = evictor->stop_bytes / 2;
+        evictor->lowered_bytes += resident_bytes - limit;
+        evictor->lowered_bytes = evictor->lowered_bytes < most ? evictor->lowered_bytes : most;
+        (void)kvd_page_store_reclaim(&service->pages, margin);
+    } else if (resident_bytes < limit) {
+        uint64_t room = limit - resident_bytes;
+        uint64_t rise = room < margin ? room : margin;
+        evictor->lowered_bytes -= rise < evictor->lowered_bytes ? rise : evictor->lowered_bytes;
+    }
+    kvd_evictor_check(service);
 }
 
 bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes)
@@ -420,7 +544,6 @@ bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes)
 int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service)
 {
     const struct kvd_config *config = service->config;
-    enum kvd_evict_kind kind;
     uint64_t percent = config->memory_limit / 100;
     uint64_t free_percent =
         config->evict_free < config->evict_start ? config->evict_free : config->evict_start;
@@ -433,12 +556,19 @@ int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service)
     if (strcmp(config->evict_policy, "none") == 0) {
         return 0;
     }
-    int err = kvd_evict_kind_parse(config->evict_policy, &kind);
-    return err != 0 ? err : kvd_evict_policy_create(kind, 1, &evictor->policy);
+    evictor->is_on = true;
+    return kvd_evict_kind_parse(config->evict_policy, &evictor->kind);
 }
 
 void kvd_evictor_fini(struct kvd_evictor *evictor)
 {
-    kvd_evict_policy_destroy(evictor->policy);
+    for (unsigned i = 0; i < KVD_EVICT_TENANTS_MAX; i++) {
+        struct kvd_evict_tenant *tenant = &evictor->tenants[i];
+        if (tenant->policy != NULL) {
+            kvd_evict_policy_destroy(tenant->policy);
+            kvd_budget_release(
+                &evictor->service->budget, KVD_BUDGET_POLICIES, tenant->charged_bytes);
+        }
+    }
     *evictor = (struct kvd_evictor){0};
 }

@@ -13,8 +13,11 @@
  * is counted as gone. Tails of sessions that have been idle for long are asked for before anything
  * else.
  *
- * There is one tenant today; policies are kept by tenant, so that a tenant that needs memory takes
- * it from itself first.
+ * Policies are kept by tenant: a tenant whose reservation fails gives up what it has first; above
+ * --evict-start the one that has most does. What the policies learn of use is charged.
+ *
+ * Charges are estimates of what the process holds. Now and then that is measured, and when it
+ * exceeds the limit both marks are lowered by as much, until it does not (OPERATIONS.md).
  */
 #ifndef KVD_EVICT_H
 #define KVD_EVICT_H
@@ -25,15 +28,28 @@
 #include "server/evict/evict_policy.h"
 #include "server/session/session.h"
 
+/* Tenants with a policy of their own; more share those. */
+#define KVD_EVICT_TENANTS_MAX 16
+
+struct kvd_evict_tenant {
+    struct kvd_evict_policy *policy; /* owned; NULL: none yet */
+    uint32_t tenant_id;              /* of the first one */
+    size_t charged_bytes;
+};
+
 struct kvd_evictor {
-    struct kvd_service *service;       /* borrowed */
-    struct kvd_evict_policy *policy;   /* owned, of the one tenant there is; NULL: no eviction */
+    struct kvd_service *service; /* borrowed */
+    struct kvd_evict_tenant tenants[KVD_EVICT_TENANTS_MAX];
+    enum kvd_evict_kind kind;
+    bool is_on;                        /* false: nobody is evicted */
     struct kvd_session *last_used;     /* borrowed: used last; NULL: gone */
     struct kvd_slice slice;            /* listed while there is something to do */
     struct kvd_cold_session_list warm; /* named, with a cold tier: the one used last at the end */
     uint64_t start_bytes;              /* in use: eviction begins above */
     uint64_t stop_bytes;               /* and ends below */
     uint64_t wanted_bytes;             /* of reservations that failed */
+    uint64_t lowered_bytes;            /* the marks, for what is resident beyond the limit */
+    uint64_t measured_ns;              /* when that was looked at last */
     bool is_active;                    /* between the two marks */
 };
 
@@ -44,7 +60,7 @@ enum kvd_evict_cause {
     KVD_EVICT_CAUSE_CALL,
 };
 
-/* Returns 0; KVARN_ENOMEM; KVARN_EINVALID for an unknown policy. */
+/* Returns 0; KVARN_EINVALID for an unknown policy. */
 int kvd_evictor_init(struct kvd_evictor *evictor, struct kvd_service *service) KVARN_MUST_CHECK;
 
 /* All sessions are gone. Accepts a zeroed struct. */
@@ -70,7 +86,7 @@ void kvd_evictor_check(struct kvd_service *service);
 
 /*
  * A reservation of `bytes` failed, for `session` (NULL: none), which is no victim: evict about as
- * much at once, some blocks at most. Returns whether anything was freed.
+ * much, as far as this turn has time, at least a step. Returns whether anything was freed.
  */
 bool kvd_evictor_make_room(
     struct kvd_service *service, const struct kvd_session *session, uint64_t bytes);
@@ -81,7 +97,16 @@ bool kvd_evictor_make_room(
  */
 bool kvd_evictor_want(struct kvd_service *service, uint64_t bytes);
 
-/* Count blocks of a session that went. */
+/*
+ * The process holds so much, measured now: lower the marks of eviction, or let them rise again.
+ * Looks at it once a second at most.
+ */
+void kvd_evictor_measured(struct kvd_service *service, uint64_t resident_bytes, uint64_t now_ns);
+
+/* Whether it is time to measure again. */
+bool kvd_evictor_wants_measure(const struct kvd_service *service, uint64_t now_ns);
+
+/* Count blocks of a session that went, and why; their tokens are counted as they go. */
 void kvd_evictor_count(
     struct kvd_session *session, enum kvd_evict_cause cause, uint32_t blocks, uint64_t freed_bytes);
 

@@ -29,6 +29,11 @@ static int cost_init(struct kvd_evict_policy *policy)
     return kvd_reuse_model_init(&policy->reuse);
 }
 
+static size_t cost_memory(void)
+{
+    return kvd_reuse_model_bytes();
+}
+
 static void cost_fini(struct kvd_evict_policy *policy)
 {
     kvd_reuse_model_fini(&policy->reuse);
@@ -186,6 +191,7 @@ static struct kvd_evict_entry *cost_victim(
 
 const struct kvd_evict_ops kvd_evict_ops_cost = {
     .name = "cost",
+    .memory = cost_memory,
     .init = cost_init,
     .fini = cost_fini,
     .enter = cost_enter,

@@ -142,10 +142,29 @@ uint64_t kvd_evict_policy_count(const struct kvd_evict_policy *policy)
     return policy->count;
 }
 
+size_t kvd_evict_policy_memory(enum kvd_evict_kind kind)
+{
+    KVARN_ASSERT(kind < KVD_EVICT_KIND_COUNT);
+    return sizeof(struct kvd_evict_policy) +
+           (kinds[kind]->memory == NULL ? 0 : kinds[kind]->memory());
+}
+
+static uint64_t slot_room_next(const struct kvd_evict_policy *policy)
+{
+    return policy->slot_room == 0 ? SLOT_ROOM_MIN : 2 * policy->slot_room;
+}
+
+size_t kvd_evict_insert_memory(const struct kvd_evict_policy *policy)
+{
+    return policy->count < policy->slot_room
+               ? 0
+               : (slot_room_next(policy) - policy->slot_room) * sizeof(struct kvd_evict_entry *);
+}
+
 /* Room for one more candidate, so that nobody who becomes one needs memory. */
 static int slots_grow(struct kvd_evict_policy *policy)
 {
-    uint64_t room = policy->slot_room == 0 ? SLOT_ROOM_MIN : 2 * policy->slot_room;
+    uint64_t room = slot_room_next(policy);
 
     if (policy->count < policy->slot_room) {
         return 0;

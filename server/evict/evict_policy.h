@@ -20,6 +20,7 @@
 #define KVD_EVICT_POLICY_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <bsd/sys/queue.h>
@@ -83,6 +84,10 @@ int kvd_evict_kind_parse(const char *name, enum kvd_evict_kind *ret) KVARN_MUST_
 /* Bytes and entries that the policy has. */
 uint64_t kvd_evict_policy_bytes(const struct kvd_evict_policy *policy);
 uint64_t kvd_evict_policy_count(const struct kvd_evict_policy *policy);
+
+/* Memory that a policy of this kind takes when it is made, and what the next insert adds to it. */
+size_t kvd_evict_policy_memory(enum kvd_evict_kind kind);
+size_t kvd_evict_insert_memory(const struct kvd_evict_policy *policy);
 
 /* A new entry, used now. Returns 0, or KVARN_ENOMEM: it is not inserted then. */
 int kvd_evict_insert(struct kvd_evict_policy *policy, struct kvd_evict_entry *entry,

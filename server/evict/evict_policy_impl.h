@@ -33,6 +33,7 @@ struct kvd_evict_search {
 
 struct kvd_evict_ops {
     const char *name;
+    size_t (*memory)(void); /* NULL, or what init takes */
     int (*init)(struct kvd_evict_policy *policy);
     void (*fini)(struct kvd_evict_policy *policy);
     /* The entry became or ceased to be a candidate; its counts are set. */

@@ -51,6 +51,11 @@ static int s3fifo_init(struct kvd_evict_policy *policy)
     return 0;
 }
 
+static size_t s3fifo_memory(void)
+{
+    return 2 * GHOST_COUNT * sizeof(uint64_t);
+}
+
 static void s3fifo_fini(struct kvd_evict_policy *policy)
 {
     free(policy->ghosts.keys);
@@ -124,6 +129,7 @@ static struct kvd_evict_entry *s3fifo_victim(
 
 const struct kvd_evict_ops kvd_evict_ops_s3fifo = {
     .name = "s3fifo",
+    .memory = s3fifo_memory,
     .init = s3fifo_init,
     .fini = s3fifo_fini,
     .enter = s3fifo_enter,

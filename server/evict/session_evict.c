@@ -202,6 +202,19 @@ static void missing_include(struct kvd_session *session, uint32_t block_idx)
     session->missing_last = block_idx < first ? last : block_idx + 1;
 }
 
+/* A block is to go: its tokens, as far as the longest layer goes. */
+static void tokens_count(struct kvd_session *session, uint32_t block_idx)
+{
+    uint64_t group = session->shape->group, first = block_idx * group, longest = 0;
+
+    for (uint32_t i = 0; i < session->shape->layer_count; i++) {
+        longest = longest > session->layers[i].length ? longest : session->layers[i].length;
+    }
+    uint64_t tokens = longest > first ? longest - first : 0;
+    kvd_metrics_add(
+        &session->service->metrics, KVD_METRIC_evicted_tokens, tokens < group ? tokens : group);
+}
+
 uint32_t kvd_session_evict_tail(struct kvd_session *session, uint64_t *ret_freed_bytes)
 {
     uint32_t kept = session->lifetime.pinned_blocks;
@@ -219,6 +232,7 @@ uint32_t kvd_session_evict_tail(struct kvd_session *session, uint64_t *ret_freed
             break;
         }
         missing_include(session, b);
+        tokens_count(session, b);
         evicted++;
     }
     return evicted;
@@ -234,6 +248,7 @@ uint32_t kvd_session_evict(struct kvd_session *session, uint32_t count, uint64_t
             break;
         }
         missing_include(session, b);
+        tokens_count(session, b);
         evicted++;
     }
     return evicted;

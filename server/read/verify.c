@@ -59,11 +59,19 @@ static void finding_add(struct kvd_verify *verify, const struct kvd_verify_check
     }
     KVARN_ASSERT(totals->finding_count < KVARN_VERIFY_FINDINGS_MAX);
     totals->findings[totals->finding_count++] = finding;
+    struct kvd_service *service = verify->service;
+    struct kvd_log_gate *gate = &service->log_gates[KVD_LOG_GATE_VERIFY_WRONG];
+    uint64_t suppressed;
+    if (!kvd_log_gate_pass(gate, service->io->ops->now_ns(service->io), &suppressed)) {
+        return;
+    }
     kvd_log(KVD_LOG_WARN, "verify_wrong",
-        "session=%s part=%s block=%" PRIu32 " pages=%" PRIu32 " record=%s outcome=%s",
+        "session=%s part=%s block=%" PRIu32 " pages=%" PRIu32
+        " record=%s outcome=%s suppressed=%" PRIu64,
         verify->session->name == NULL ? "" : verify->session->name, parts[check->part],
         check->block_idx, check->wrong_pages,
-        check->record_err == 0 ? "" : kvarn_err_label(check->record_err), outcomes[outcome]);
+        check->record_err == 0 ? "" : kvarn_err_label(check->record_err), outcomes[outcome],
+        suppressed);
 }
 
 static void totals_add(struct kvd_verify *verify, const struct kvd_verify_check *check)

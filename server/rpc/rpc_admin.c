@@ -38,10 +38,15 @@ static void hello_refuse(struct kvd_request *request)
 {
     struct kvd_service *service = request->service;
     struct kvd_conn *conn = request->conn;
+    struct kvd_log_gate *gate = &service->log_gates[KVD_LOG_GATE_PEER_NOT_ALLOWED];
     struct kvd_failure why = {0};
+    uint64_t suppressed;
 
     kvd_metrics_add(&service->metrics, KVD_METRIC_connections_refused, 1);
-    kvd_log(KVD_LOG_WARN, "peer_not_allowed", "peer=%s", kvd_conn_peer(conn)->text);
+    if (kvd_log_gate_pass(gate, request->arrived_ns, &suppressed)) {
+        kvd_log(KVD_LOG_WARN, "peer_not_allowed", "peer=%s suppressed=%" PRIu64,
+            kvd_conn_peer(conn)->text, suppressed);
+    }
     kvd_fail(&why, KVARN_EFORBIDDEN, "uid %u is neither root, the daemon's own nor in allow-uids",
         (unsigned)kvd_conn_peer(conn)->uid);
     kvd_request_fail(request, &why);

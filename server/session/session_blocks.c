@@ -207,8 +207,12 @@ int kvd_session_add_block(
         shape->block_tiles_bytes + (kind == KVD_RESERVE_ROWS ? shape->block_rows_bytes : 0);
     int err = block_add(session, kind);
 
-    if (err != 0 && kvd_evictor_make_room(session->service, session, bytes)) {
+    if (err != 0 && bytes <= session->service->budget.limit_bytes &&
+        kvd_evictor_make_room(session->service, session, bytes)) {
         err = block_add(session, kind);
+        if (err != 0) {
+            return 1; /* who was evicted gave something: it goes on, as long as somebody does */
+        }
     }
     if (err == 0) {
         kvd_evictor_check(session->service);

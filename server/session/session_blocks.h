@@ -21,7 +21,8 @@ enum kvd_reserve {
 /*
  * Make one more block, with tiles for all layers (SEMANTICS.md 5), or none. Who needs several makes
  * them one by one, with the layer's pending_length raised, and trims what it does not need.
- * Returns 0; KVARN_ENOSPC, or KVARN_ERETRY_LATER when work in progress may free memory.
+ * Returns 0; 1 when memory is being made and this turn is over: call again in the next one;
+ * KVARN_ENOSPC, or KVARN_ERETRY_LATER when work in progress may free memory.
  */
 int kvd_session_add_block(
     struct kvd_session *session, enum kvd_reserve kind, struct kvd_failure *why) KVARN_MUST_CHECK;

@@ -57,7 +57,7 @@ struct soak {
     char kept[SESSIONS_MAX / 100][32]; /* names that stay for one more cycle */
     size_t kept_count;
     uint64_t sessions, appended_bytes;
-    uint64_t rss_max;
+    uint64_t rss_max, lowered_max;
     double *cycle_rss; /* most of each cycle */
 };
 
@@ -214,6 +214,8 @@ static void cycle_run(struct soak *soak, unsigned cycle)
         rss = now > rss ? now : rss;
     }
     soak->rss_max = rss > soak->rss_max ? rss : soak->rss_max;
+    uint64_t lowered = counter(soak, "evict_lowered_bytes");
+    soak->lowered_max = lowered > soak->lowered_max ? lowered : soak->lowered_max;
     soak->cycle_rss[cycle] = (double)rss;
     for (size_t i = 0; i < old_count; i++) {
         session_drop(soak, soak->kept[i]);
@@ -275,6 +277,8 @@ static void soak_report(struct kvb_report *report, struct soak *soak)
         110.0);
     soak_row(report, soak, "VmRSS, slope of the last half",
         slope_percent(soak->cycle_rss, soak->cycles), "%/cycle", slope_must);
+    soak_row(report, soak, "marks of eviction, lowered most by",
+        (double)soak->lowered_max / (1 << 20), "MiB", KVB_NO_GOAL);
     soak_row(
         report, soak, "appended", (double)soak->appended_bytes / (1 << 30), "GiB", KVB_NO_GOAL);
     soak_row(report, soak, "sessions", (double)soak->sessions, "", KVB_NO_GOAL);

@@ -138,11 +138,12 @@ void kvt_rig_fini(struct kvt_rig *rig)
     kvt_rig_settle(rig);
     (void)kvd_page_store_reclaim(&rig->service.pages, UINT64_MAX);
     if (rig->service.sessions.count == 0) {
-        /* What was learnt of queries outlives the sessions, and so do records of shapes and of
-         * drops; kvd_service_fini() sees to it. */
+        /* What was learnt of queries and of use outlives the sessions, and so do records of shapes
+         * and of drops; kvd_service_fini() sees to it. */
         const struct kvd_budget *budget = &rig->service.budget;
         assert_int_equal(budget->used_bytes - budget->kind_bytes[KVD_BUDGET_QUERIES] -
-                             budget->kind_bytes[KVD_BUDGET_COLD],
+                             budget->kind_bytes[KVD_BUDGET_COLD] -
+                             budget->kind_bytes[KVD_BUDGET_POLICIES],
             rig->budget_start);
     }
     kvd_service_fini(&rig->service);

@@ -58,9 +58,10 @@ void kvt_host_fini(struct kvt_host *host)
     kvt_host_settle(host);
     KVARN_ASSERT(service->sessions.count == 0);
     (void)kvd_page_store_reclaim(&service->pages, UINT64_MAX);
-    /* What was learnt of queries stays until the service ends. */
-    KVARN_ASSERT(service->budget.used_bytes ==
-                 host->budget_start + service->budget.kind_bytes[KVD_BUDGET_QUERIES]);
+    /* What was learnt of queries and of use stays until the service ends. */
+    KVARN_ASSERT(service->budget.used_bytes == host->budget_start +
+                                                   service->budget.kind_bytes[KVD_BUDGET_QUERIES] +
+                                                   service->budget.kind_bytes[KVD_BUDGET_POLICIES]);
     kvd_service_fini(service);
     struct kvd_io *io = kvd_io_fake_io(host->fake);
     io->ops->destroy(io);
