@@ -6,6 +6,7 @@ which takes root. Where either is missing, or a sanitizer is in the way, the tes
 import errno
 import pathlib
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
@@ -199,6 +200,36 @@ def test_p5_full_disk_recovers_by_itself(stage, start, small_disk):
     one.check_all()
     kill_and_settle(one, life, start, flags)
     verdict(one)
+
+
+@cold_only
+@pytest.mark.deadline(90)
+def test_p12_clock_jumps_change_nothing_on_disk(stage, start, folder):
+    """The wall clock goes days ahead and back, within lives and between them: by kill and by stop,
+    what comes back is what was there, and nothing that was dropped or had expired."""
+    if is_sanitized():
+        pytest.skip("a sanitizer wants to be the first library")
+    wall = folder / "wall"
+    env = {"LD_PRELOAD": str(BIN / "libkvt_clock_jump.so"), "KVT_CLOCK_JUMP": str(wall)}
+    flags = ["--cold-dir", folder / "cold", "--cold-segment", SEGMENT]
+    one = stage()
+    was_clean = False
+    for life_idx, days in enumerate([(0, 10), (-20, 400), (-1, 0), (3, -3)]):
+        wall.write_bytes(struct.pack("<q", days[0] * 86400))
+        life = start(*flags, env=env)
+        one.settle_all(life.address, was_clean, has_cold=True)
+        one.connect(life.address)
+        for jump in days:
+            with open(wall, "r+b") as file:  # mapped by the daemon
+                file.write(struct.pack("<q", jump * 86400))
+            for _ in range(8):
+                one.round(6)
+        one.check_all()
+        one.disconnect()
+        was_clean = life_idx % 2 == 1
+        assert (life.end_cleanly() if was_clean else life.end()) is None
+    verdict(one)
+    assert one.tally["sessions_survived"] > 10
 
 
 @pytest.mark.deadline(60)

@@ -92,6 +92,12 @@ class State(typing.NamedTuple):
             changed[i] = Layer(segs, lengths[i], sealed[i], dropped)
         return self._with(changed)
 
+    def beginning(self, length):
+        """The first tokens of each layer, as they are."""
+        return self.recovered([min(layer.length, length) for layer in self.layers],
+                              [min(layer.sealed, length // self.shape.group)
+                               for layer in self.layers])
+
     def cloned(self):
         """What AppendTiles makes of its runs: records stay sealed, rows wait for their length."""
         changed = {}

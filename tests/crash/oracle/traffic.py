@@ -199,7 +199,7 @@ class Actor:
     def begin(self, known, state, conn, handle):
         known.state, known.conn, known.handle = state, conn, handle
         known.source, known.is_whole = self.world.new_source(), True
-        known.misses = False
+        known.misses, known.olds = False, []
 
     def append(self):
         """All layers at once, or one at a time, pipelined."""
@@ -353,6 +353,7 @@ class Actor:
                 return
             if state.lengths != before.lengths:
                 known.bury(before)
+                known.reopened(before, length)
                 known.source = self.world.new_source()
             self.world.see_epoch(known, reply.message.epoch,
                                  is_new=state.lengths != before.lengths)
@@ -417,6 +418,7 @@ class Actor:
                 is_new = source != at
                 if is_new and known.state is not before[source][0]:
                     known.bury(known.state)
+                known.olds = [] if is_new else known.olds
                 known.state, known.is_whole = before[source]
                 self.world.see_epoch(known, item.epochs[at], is_new)
                 known.source = self.world.new_source() if is_new else known.source

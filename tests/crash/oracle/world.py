@@ -50,9 +50,16 @@ class Known:
         self.epochs, self.dead = set(), collections.deque(maxlen=DEAD_KEPT)
         self.candidates = []       # besides the state, while requests are in flight
         self.doubts = []           # what a crash may bring back: the daemon said so
+        self.olds = []             # the same tokens as they were before a cut re-opened a block
         self.is_whole = True       # nothing of it may be missing
         self.misses = False        # an answer said that something of it is
         self.written = 0           # tokens that were acknowledged, over all its lives
+
+    def reopened(self, before, length):
+        """A cut kept these tokens, some of them with loss: a crash may bring back what is on disk,
+        which is from before that, but no more of it than the cut left."""
+        kept = [state.beginning(length) for state in (*self.olds, before)]
+        self.olds = [state for i, state in enumerate(kept) if state not in kept[:i]]
 
     def bury(self, state):
         """What it must never hold again."""
@@ -199,6 +206,7 @@ class World:
     def settle(self, known, conn, is_clean, has_cold):
         """A name after a restart: what is there must be the beginning of a candidate."""
         candidates = [known.state, *known.candidates, *known.doubts]
+        candidates += [] if is_clean or known.state is None else known.olds
         known.history.append("clean stop" if is_clean else "kill")
         reply = conn.ask(pb.OpenSession(name=known.name, mode=pb.EXISTING))
         known.conn = known.handle = None
@@ -226,6 +234,7 @@ class World:
         for state in known.candidates + known.doubts:
             known.bury(state)
         known.state, known.candidates, known.doubts, known.handle = None, [], [], None
+        known.olds = []
 
     def _adopt(self, known, conn, opened, live, is_clean):
         """Find the candidate whose beginning came back, and go on from there."""
@@ -242,11 +251,11 @@ class World:
                 break
         before = known.state
         for state in live:
-            if state is not chosen:
+            if state is not chosen and not any(state is old for old in known.olds):
                 known.bury(state)
         is_loss = before is None or lengths != before.lengths
         known.state, known.is_whole = chosen or live[0], False
-        known.candidates, known.doubts = [], []
+        known.candidates, known.doubts, known.olds = [], [], []
         if chosen is None:
             if fits:
                 known.state = fits[0].recovered(

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "tests/support/cold_rig.h"
 #include "tests/support/session_cold.h"
 
 #define TURNS_MAX 500
@@ -266,6 +267,76 @@ static void test_an_exchange_that_is_being_recorded_cannot_be_cancelled(void **s
     world_fini(&world);
 }
 
+/* What a tier tells of. */
+static void told_cb(void *ctx, struct kvd_cold_record *record, const struct kvd_cold_info *info)
+{
+    unsigned *told = ctx;
+
+    (void)record;
+    told[info->type]++;
+}
+
+static void put_cb(
+    void *ctx, uint64_t id, uint64_t version, int err, struct kvd_cold_record *record)
+{
+    (void)id;
+    (void)version;
+    (void)record;
+    assert_int_equal(err, 0);
+    ++*(unsigned *)ctx;
+}
+
+/*
+ * A large map is still being hashed when the tombstone is put, so that it comes behind it in the
+ * file: by its sequence it is below, and nothing of the session is told of, at no time after.
+ */
+static void test_s23_a_map_that_a_tombstone_overtook_is_dead(void **state)
+{
+    (void)state;
+    struct kvd_fake_disk *disk = kvd_fake_disk_create();
+    struct kvd_cold_segment_options options = kvt_cold_options();
+    struct kvt_cold_rig rig;
+    unsigned before = 0, after = 0, tried = 0;
+    options.segment_bytes = 256 << 10;
+    options.limit_bytes = 16 * options.segment_bytes;
+    kvt_cold_start(&rig, disk, &options, 1);
+    assert_int_equal(rig.err, 0);
+    const struct kvt_cold_want wants[] = {
+        {.type = KVD_COLD_SESSION, .id = 5, .version = 1, .bytes = 0, .done = put_cb},
+        {.type = KVD_COLD_MAP, .id = 5, .version = 2, .bytes = 100 << 10, .done = put_cb},
+        {.type = KVD_COLD_TOMBSTONE, .id = 5, .flags = KVD_COLD_BARRIER, .done = put_cb}};
+    for (unsigned i = 0; i < 9; i++) {
+        struct kvt_cold_want want = {.type = KVD_COLD_PAGE,
+            .id = 10 + i,
+            .bytes = 100 << 10, /* hashed one a turn, before the map */
+            .done = put_cb};
+        want = i < 6 ? want : wants[i - 6];
+        want.ctx = want.type == KVD_COLD_TOMBSTONE ? &after : &before;
+        assert_int_equal(kvt_cold_put(&rig, &want), 0);
+    }
+    for (unsigned i = 0; i < TURNS_MAX && (after == 0 || before < 8); i++) {
+        (void)kvd_io_fake_turn(rig.fake);
+        for (uint64_t seed = 0; seed < 4 && after == 1; seed++) {
+            struct kvd_fake_disk *left =
+                kvd_fake_disk_cut(disk, kvd_fake_disk_op_count(disk), seed);
+            struct kvt_cold_rig found;
+            unsigned told[KVD_COLD_TYPE_COUNT] = {0};
+            kvt_cold_start(&found, left, &options, 2);
+            assert_int_equal(found.err, 0);
+            found.cold->ops->each(found.cold, told_cb, told);
+            assert_int_equal(told[KVD_COLD_SESSION], 0);
+            assert_int_equal(told[KVD_COLD_MAP], 0);
+            kvt_cold_stop(&found);
+            kvd_fake_disk_destroy(left);
+            tried++;
+        }
+    }
+    assert_int_equal(before, 8);
+    assert_true(tried > 4); /* the map became durable after the tombstone */
+    kvt_cold_stop(&rig);
+    kvd_fake_disk_destroy(disk);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -276,6 +347,7 @@ int main(void)
         cmocka_unit_test(test_s23_what_cannot_expire_stays),
         cmocka_unit_test(test_s23_what_was_exchanged_does_not_come_back),
         cmocka_unit_test(test_an_exchange_that_is_being_recorded_cannot_be_cancelled),
+        cmocka_unit_test(test_s23_a_map_that_a_tombstone_overtook_is_dead),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
