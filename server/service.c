@@ -54,6 +54,7 @@ static void tick_cb(void *ctx)
     service->tick_due_ns = 0;
     kvd_conn_tick_all(service, now_ns);
     kvd_compactor_tick(&service->compactor, now_ns);
+    kvd_prefix_index_tick(&service->prefixes);
     kvd_session_work_tick(&service->sessions, now_ns);
     if (service->is_measuring && kvd_evictor_wants_measure(service, now_ns)) {
         kvd_evictor_measured(service, resident_bytes(), now_ns);

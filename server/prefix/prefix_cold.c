@@ -12,6 +12,9 @@
 /* Entries that a shrink looks at: some tens of nanoseconds each (SEMANTICS.md 18). */
 #define SHRINK_ENTRIES_MAX 256
 
+/* Entries that a tick looks at: a cache miss or two each. */
+#define TICK_ENTRIES 64
+
 static uint64_t entry_page_bytes(const struct kvd_prefix_entry *entry)
 {
     bool is_sink = entry->block_idx < entry->shape->sink_tokens / entry->shape->group;
@@ -40,7 +43,17 @@ static bool entry_chill(struct kvd_prefix_index *index, struct kvd_prefix_entry 
     memcpy(stub->name, block->name, sizeof(stub->name));
     entry->block = stub;
     kvd_block_unref_later(index->service, block);
+    kvd_prefix_entry_list(index, entry, true);
     return true;
+}
+
+/* Not in memory, and it could not be read, or the sessions that had it are gone. */
+static bool is_stale(const struct kvd_prefix_entry *entry)
+{
+    const struct kvd_block *block = entry->block;
+
+    return block->refs == 1 && (block->state == KVD_BLOCK_MISSING ||
+                                   (block->state == KVD_BLOCK_COLD && block->cold->refs == 1));
 }
 
 /* An entry that nobody else holds gives up its pages. Returns their bytes. */
@@ -54,9 +67,10 @@ static uint64_t entry_shrink(struct kvd_prefix_index *index, struct kvd_prefix_e
         }
         return bytes;
     }
-    if (entry->block->state == KVD_BLOCK_MISSING || entry->block->cold->refs == 1) {
-        kvd_prefix_entry_drop(
-            index, entry); /* it could not be read, or the sessions that had it are gone */
+    if (is_stale(entry)) {
+        kvd_prefix_entry_drop(index, entry);
+    } else {
+        kvd_prefix_entry_list(index, entry, true); /* it was matched, and not loaded */
     }
     return 0;
 }
@@ -92,6 +106,27 @@ void kvd_prefix_entry_exchange(
     KVARN_ASSERT(entry->block != block && entry->block->state != KVD_BLOCK_RESIDENT);
     kvd_block_unref_later(index->service, entry->block);
     entry->block = kvd_block_ref(block);
+    kvd_prefix_entry_list(index, entry, false);
+}
+
+void kvd_prefix_entry_list(
+    struct kvd_prefix_index *index, struct kvd_prefix_entry *entry, bool is_resting)
+{
+    TAILQ_REMOVE(entry->is_resting ? &index->cold : &index->by_use, entry, use_link);
+    entry->is_resting = is_resting;
+    TAILQ_INSERT_TAIL(is_resting ? &index->cold : &index->by_use, entry, use_link);
+}
+
+void kvd_prefix_index_tick(struct kvd_prefix_index *index)
+{
+    for (unsigned i = 0; i < TICK_ENTRIES && !TAILQ_EMPTY(&index->cold); i++) {
+        struct kvd_prefix_entry *entry = TAILQ_FIRST(&index->cold);
+        if (is_stale(entry)) {
+            kvd_prefix_entry_drop(index, entry);
+        } else { /* its turn comes again */
+            kvd_prefix_entry_list(index, entry, entry->block->state != KVD_BLOCK_RESIDENT);
+        }
+    }
 }
 
 void kvd_prefix_index_renew(struct kvd_prefix_index *index, const struct kvd_shape *shape,

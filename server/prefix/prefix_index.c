@@ -39,6 +39,7 @@ int kvd_prefix_index_init(struct kvd_prefix_index *index, struct kvd_service *se
 
     *index = (struct kvd_prefix_index){.service = service};
     TAILQ_INIT(&index->by_use);
+    TAILQ_INIT(&index->cold);
     LIST_INIT(&index->advancing);
     index->slice.run = advance_slice_run;
     int err = service->io->ops->random(service->io, secret, sizeof(secret));
@@ -56,7 +57,7 @@ int kvd_prefix_index_init(struct kvd_prefix_index *index, struct kvd_service *se
 void kvd_prefix_entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_entry *entry)
 {
     LIST_REMOVE(entry, link);
-    TAILQ_REMOVE(&index->by_use, entry, use_link);
+    TAILQ_REMOVE(entry->is_resting ? &index->cold : &index->by_use, entry, use_link);
     index->count--;
     kvd_block_unref_later(index->service, entry->block);
     free(entry);
@@ -83,8 +84,10 @@ void kvd_prefix_index_fini(struct kvd_prefix_index *index)
     while (!LIST_EMPTY(&index->advancing)) {
         advance_end(LIST_FIRST(&index->advancing));
     }
+    TAILQ_CONCAT(&index->by_use, &index->cold, use_link);
     TAILQ_FOREACH_SAFE(entry, &index->by_use, use_link, next)
     {
+        entry->is_resting = false;
         kvd_prefix_entry_drop(index, entry);
     }
     if (index->buckets != NULL) {
@@ -199,8 +202,9 @@ void kvd_prefix_index_touch(
     if (entry == NULL) {
         return;
     }
-    TAILQ_REMOVE(&index->by_use, entry, use_link);
-    if (parent != NULL) {
+    TAILQ_REMOVE(entry->is_resting ? &index->cold : &index->by_use, entry, use_link);
+    entry->is_resting = false;
+    if (parent != NULL && !parent->is_resting) {
         TAILQ_INSERT_BEFORE(parent, entry, use_link);
     } else {
         TAILQ_INSERT_TAIL(&index->by_use, entry, use_link);
@@ -213,6 +217,10 @@ void kvd_prefix_index_walk(const struct kvd_prefix_index *index,
     const struct kvd_prefix_entry *entry;
 
     TAILQ_FOREACH(entry, &index->by_use, use_link)
+    {
+        walk_cb(ctx, entry->block);
+    }
+    TAILQ_FOREACH(entry, &index->cold, use_link)
     {
         walk_cb(ctx, entry->block);
     }
@@ -244,7 +252,8 @@ static void entry_add(struct kvd_prefix_index *index, struct kvd_session *sessio
     struct kvd_prefix_entry *parent = NULL;
 
     if (index->count >= KVARN_PREFIX_BLOCKS_MAX) {
-        kvd_prefix_entry_drop(index, TAILQ_FIRST(&index->by_use));
+        kvd_prefix_entry_drop(index,
+            TAILQ_EMPTY(&index->cold) ? TAILQ_FIRST(&index->by_use) : TAILQ_FIRST(&index->cold));
     }
     if (!buckets_make(index) || kvd_budget_charge(budget, KVD_BUDGET_SESSIONS, ENTRY_BYTES) != 0) {
         return;
@@ -262,7 +271,7 @@ static void entry_add(struct kvd_prefix_index *index, struct kvd_session *sessio
         parent = kvd_prefix_entry_find(
             index, kvd_block_table_at(&session->table, idx - 1)->name, session->shape, idx - 1);
     }
-    if (parent != NULL) { /* a prefix goes from its end */
+    if (parent != NULL && !parent->is_resting) { /* a prefix goes from its end */
         TAILQ_INSERT_BEFORE(parent, entry, use_link);
     } else {
         TAILQ_INSERT_TAIL(&index->by_use, entry, use_link);

@@ -41,6 +41,7 @@ struct kvd_prefix_index {
     void *mac;                         /* owned: EVP_MAC_CTX with the secret */
     struct kvd_prefix_bucket *buckets; /* owned; NULL until the first entry */
     struct kvd_prefix_queue by_use;    /* least recently matched first; blocks before them last */
+    struct kvd_prefix_queue cold;      /* whose blocks left memory, and were not matched since */
     uint64_t count;
     struct kvd_prefix_list advancing; /* sessions with more to publish than one turn has time for */
     struct kvd_slice slice;           /* listed while there are any */
@@ -117,6 +118,9 @@ uint64_t kvd_prefix_index_shrink(struct kvd_prefix_index *index, uint64_t bytes)
  */
 void kvd_prefix_index_withdraw(struct kvd_prefix_index *index, const struct kvd_shape *shape,
     uint32_t block_idx, const uint8_t *name);
+
+/* Drop some of the entries that no session has in the cold tier any more, if any. A few us. */
+void kvd_prefix_index_tick(struct kvd_prefix_index *index);
 
 /*
  * A block of a session of this shape is in memory again: if the entry of its name is not, it gets

@@ -14,6 +14,7 @@ struct kvd_prefix_entry {
     struct kvd_block *block;       /* ref; holds the name */
     const struct kvd_shape *shape; /* borrowed from the registry; of one tenant */
     uint32_t block_idx;
+    bool is_resting; /* listed in `cold`, not in `by_use` */
 };
 
 /* The entry of a name, of a shape and a place; NULL: there is none. */
@@ -22,6 +23,10 @@ struct kvd_prefix_entry *kvd_prefix_entry_find(const struct kvd_prefix_index *in
 
 /* Drop it; its block is freed in a later slice, if nobody else holds it. */
 void kvd_prefix_entry_drop(struct kvd_prefix_index *index, struct kvd_prefix_entry *entry);
+
+/* List it as used last (true: as resting, its block not in memory). */
+void kvd_prefix_entry_list(
+    struct kvd_prefix_index *index, struct kvd_prefix_entry *entry, bool is_resting);
 
 /* It has a block of the same name, which is not in memory: it takes this one for it. */
 void kvd_prefix_entry_exchange(

@@ -382,6 +382,8 @@ static struct kvd_prefix_lease *lease_of(
         }
         lease->blocks[chain.blocks - 1] = kvd_block_ref(block);
         lease->chain = chain;
+        kvd_prefix_index_touch(
+            &service->prefixes, block, chain.blocks == 1 ? NULL : lease->blocks[chain.blocks - 2]);
         *ret_resident += block->state == KVD_BLOCK_RESIDENT;
     }
     return lease;
@@ -435,10 +437,18 @@ static void test_a_prefix_comes_back(void **state)
     kvt_rig_settle(&scene.rig);
     assert_int_equal(resident_of(&scene, ids, &stored), 0);
     assert_int_equal(stored, all);
+    kvd_prefix_index_tick(&service->prefixes);
+    (void)resident_of(&scene, ids, &stored);
+    assert_int_equal(stored, all);
     kvt_session_drop(&scene.rig, scene.session);
     scene.session = NULL;
     kvt_cold_spill(&scene.rig);
-    (void)kvd_prefix_index_shrink(&service->prefixes, UINT64_MAX);
+    struct kvd_cold_stats stats;
+    (void)kvd_prefix_index_shrink(&service->prefixes, UINT64_MAX); /* they rest again */
+    kvd_prefix_index_tick(&service->prefixes);
+    kvt_rig_settle(&scene.rig);
+    service->cold.tier->ops->stats(service->cold.tier, &stats);
+    assert_true(stats.records <= 2); /* the shape's, and the tombstone */
     (void)resident_of(&scene, ids, &stored);
     assert_int_equal(stored, 0);
     assert_int_equal(service->prefixes.count, 0);
@@ -469,6 +479,48 @@ static void test_a_prefix_comes_back_with_its_session(void **state)
     kvt_scene_fini(&scene);
 }
 
+/* What rests does not stand in the way of what can go. */
+static void test_resting_entries_keep_no_others_in_memory(void **state)
+{
+    (void)state;
+    static uint32_t many[64 * 300], few[64 * 2];
+    struct kvt_scene scene;
+    uint32_t ids[IDS];
+    uint64_t freed = 0;
+    publish(&scene, ids);
+    struct kvd_prefix_index *index = &scene.rig.service.prefixes;
+    struct kvd_session *long_one = kvt_session_open(&scene.rig, "long", 0);
+    assert_int_equal(kvd_prefix_enable(long_one, NULL, 0), 0);
+    for (uint32_t i = 0; i < 64 * 300; i++) {
+        many[i] = i + 1000000;
+    }
+    struct kvt_append append = kvt_append_of(long_one, 64 * 300, 2);
+    append.prefix_data = many;
+    assert_int_equal(kvt_append_now(&scene.rig, &append), 0);
+    kvt_cold_spill(&scene.rig);
+    assert_int_equal(kvd_session_evict(long_one, 300, &freed), 300);
+    while (kvd_prefix_index_shrink(index, UINT64_MAX) > 0) {
+    }
+    kvt_rig_settle(&scene.rig);
+    struct kvd_session *brief = kvt_session_open(&scene.rig, NULL, 0);
+    assert_int_equal(kvd_prefix_enable(brief, NULL, 0), 0);
+    append = kvt_append_of(brief, 64 * 2, 3);
+    append.prefix_data = few; /* zeros */
+    assert_int_equal(kvt_append_now(&scene.rig, &append), 0);
+    kvt_session_drop(&scene.rig, brief);
+    kvt_rig_settle(&scene.rig);
+    assert_int_equal(index->count, 6 + 300 + 2);
+    assert_true(kvd_prefix_index_shrink(index, UINT64_MAX) > 0);
+    assert_int_equal(index->count, 6 + 300);
+    kvt_session_drop(&scene.rig, long_one);
+    kvt_cold_spill(&scene.rig);
+    for (unsigned i = 0; i < 10; i++) {
+        kvd_prefix_index_tick(index);
+    }
+    assert_int_equal(index->count, 6);
+    kvt_scene_fini(&scene);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -487,6 +539,7 @@ int main(void)
         cmocka_unit_test(test_no_tier_no_job),
         cmocka_unit_test(test_a_prefix_comes_back),
         cmocka_unit_test(test_a_prefix_comes_back_with_its_session),
+        cmocka_unit_test(test_resting_entries_keep_no_others_in_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
