@@ -11,14 +11,6 @@
 #include "server/cold/cold_spill.h"
 #include "server/service.h"
 
-static bool is_queue_full(const struct kvd_cold_sessions *cold)
-{
-    struct kvd_cold_stats stats;
-
-    cold->tier->ops->stats(cold->tier, &stats);
-    return cold->puts > 0 && stats.queued_bytes > cold->service->config->memory_limit / 32;
-}
-
 /* Whether a map of the first `count` blocks, without a tail, says less than the session holds. */
 static bool is_cut_short(const struct kvd_session *session, uint32_t count)
 {
@@ -64,7 +56,7 @@ static bool session_flush(struct kvd_session *session)
     if (sc->is_final_put) {
         return true;
     }
-    if (sc->puts > 0 || is_queue_full(&session->service->cold)) {
+    if (sc->puts > 0 || kvd_spill_queue_is_full(&session->service->cold)) {
         return false;
     }
     int err = kvd_spill_blocks(session);

@@ -42,6 +42,17 @@ void kvd_spill_forget(struct kvd_cold_sessions *cold, struct kvd_cold_record *re
     cold->tier->ops->forget(cold->tier, record);
 }
 
+bool kvd_spill_queue_is_full(const struct kvd_cold_sessions *cold)
+{
+    struct kvd_cold_stats stats;
+
+    if (cold->puts == 0) {
+        return false;
+    }
+    cold->tier->ops->stats(cold->tier, &stats);
+    return stats.queued_bytes > cold->service->config->memory_limit / 32;
+}
+
 /* Puts. */
 
 struct kvd_spill_put *kvd_spill_create(

@@ -71,6 +71,9 @@ void kvd_tombstones_retry(struct kvd_cold_sessions *cold);
 /* Let go of those that wait for that. */
 void kvd_tombstones_free(struct kvd_cold_sessions *cold);
 
+/* So much is on its way that tails wait for their turn. */
+bool kvd_spill_queue_is_full(const struct kvd_cold_sessions *cold);
+
 /* Give a record up; NULL ok. */
 void kvd_spill_forget(struct kvd_cold_sessions *cold, struct kvd_cold_record *record);
 

@@ -370,6 +370,9 @@ bool kvd_tail_spill(struct kvd_session *session, int blocks_err, uint32_t durabl
                (err == 0 && durable < sc->next_block)) {
         return true;
     }
+    if (err == 0 && kvd_spill_queue_is_full(&session->service->cold)) {
+        return true;
+    }
     if (err == 0) {
         err = kvd_tail_put(session, durable, false);
     }

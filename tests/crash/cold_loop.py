@@ -32,7 +32,7 @@ import kvarn  # noqa: E402  pylint: disable=wrong-import-position
 LAYERS, HEADS, DIM, GROUP = 2, 2, 64, 128
 SHAPE = kvarn.Shape.uniform("crash", layers=LAYERS, kv_heads=HEADS, head_dim=DIM, group=GROUP)
 POINTS = ("cold_made", "cold_written", "cold_synced", "cold_sealed", "cold_punched",
-    "cold_removed", "cold_moved")
+    "cold_removed", "cold_moved", "cold_tail")
 NAMES = [f"s{i}" for i in range(10)]
 TOKENS_MAX = 3000
 # Relative mean square: 0.2 for 2 bits, about 0.5 where re-opened tails were sealed again; 2 for

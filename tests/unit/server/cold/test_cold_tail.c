@@ -630,6 +630,39 @@ static void sessions_beyond_memory(const char *policy)
     crowd_fini(&crowd);
 }
 
+/* A disk that hangs has a few tails to write, however many are asked for; all come to it. */
+static void test_tails_wait_for_their_turn(void **state)
+{
+    (void)state;
+    struct crowd crowd;
+    struct kvd_cold_stats stats;
+    crowd_init(&crowd, "lru", UINT64_C(64) << 20);
+    while (crowd.count < 20) {
+        crowd_add(&crowd, 350);
+    }
+    const struct kvd_cold *tier = crowd.rig.service.cold.tier;
+    kvd_io_fake_hold_files(crowd.rig.fake, true);
+    for (unsigned i = 0; i < crowd.count; i++) {
+        assert_true(kvd_cold_tail_out(crowd.sessions[i]) > 0);
+    }
+    for (unsigned i = 0; i < 20; i++) {
+        kvd_io_fake_advance_ms(crowd.rig.fake, 100);
+        kvt_rig_settle(&crowd.rig);
+    }
+    tier->ops->stats(tier, &stats);
+    assert_true(stats.queued_bytes > UINT64_C(2) << 20);
+    assert_true(stats.queued_bytes < UINT64_C(3) << 20);
+    kvd_io_fake_hold_files(crowd.rig.fake, false);
+    kvt_cold_spill(&crowd.rig);
+    assert_int_equal(crowd.rig.service.metrics.values[KVD_METRIC_cold_tails_written], 20);
+    assert_int_equal(crowd.rig.service.pages.classes[KVD_PAGE_TAIL].pages, 0);
+    assert_int_equal(crowd.rig.service.cold.leaving_bytes, 0);
+    for (unsigned i = 0; i < crowd.count; i++) {
+        crowd_check(&crowd, i);
+    }
+    crowd_fini(&crowd);
+}
+
 static void test_more_sessions_than_memory(void **state)
 {
     (void)state;
@@ -656,6 +689,7 @@ int main(void)
         cmocka_unit_test(test_s23_a_tail_that_fails_leaves_no_map),
         cmocka_unit_test(test_s23_a_drop_meets_a_tail_on_its_way),
         cmocka_unit_test(test_idle_tails_go_first),
+        cmocka_unit_test(test_tails_wait_for_their_turn),
         cmocka_unit_test(test_more_sessions_than_memory),
         cmocka_unit_test(test_who_waits_for_a_store_is_told_once),
     };
