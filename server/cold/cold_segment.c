@@ -160,9 +160,9 @@ static bool segment_is_idle(const struct kvd_cold *base)
 {
     const struct cold_segment *cold = (const struct cold_segment *)(const void *)base;
 
-    return kvd_segment_write_is_idle(cold) && cold->gets == 0 && !cold->make_task.is_running &&
-           !cold->undo_task.is_running && !cold->seal_task.is_running &&
-           !cold->reclaim_task.is_running && cold->copies == 0;
+    return kvd_segment_write_is_idle(cold) && cold->parked_count == 0 && cold->gets == 0 &&
+           !cold->make_task.is_running && !cold->undo_task.is_running &&
+           !cold->seal_task.is_running && !cold->reclaim_task.is_running && cold->copies == 0;
 }
 
 /* Recovery's list. */
@@ -385,6 +385,7 @@ static void queues_init(struct cold_segment *cold)
     STAILQ_INIT(&cold->writing);
     STAILQ_INIT(&cold->written);
     STAILQ_INIT(&cold->syncing);
+    STAILQ_INIT(&cold->parked);
     STAILQ_INIT(&cold->finished);
     cold->free_slot_count = KVARN_COLD_SEGMENTS_MAX;
     for (uint32_t i = 0; i < KVARN_COLD_SEGMENTS_MAX; i++) {

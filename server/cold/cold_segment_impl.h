@@ -200,6 +200,7 @@ struct cold_segment {
     struct cold_write_queue writing;  /* in the write in flight */
     struct cold_write_queue written;  /* not synced */
     struct cold_write_queue syncing;  /* in the sync in flight */
+    struct cold_write_queue parked;   /* what must not wait, and waits: room is coming back */
     struct cold_write_queue finished; /* durable or failed; their owners are told some a turn */
     /*
      * What is forgotten is erased when all that was put by then is durable: the map that names a
@@ -213,6 +214,8 @@ struct cold_segment {
     uint64_t ready_count;   /* of `ready` */
     uint64_t shed_left;     /* of `ready`: to be shed, or kept, from the first on */
     int shed_err;
+    uint64_t parked_count;     /* of `parked` */
+    uint64_t parked_until_ns;  /* then they fail */
     uint64_t written_bytes;    /* of `written` */
     uint64_t written_barriers; /* of `written` */
     struct kvd_file_op write_op;
@@ -321,13 +324,16 @@ void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *
 /* Nobody needs it any more; it stays listed while its bytes may be found. */
 void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record);
 
+/* The same for the record of a copy, which is to take the place that the one that moved had. */
+void kvd_segment_record_kill_ghost(struct cold_segment *cold, struct kvd_cold_record *record);
+
 /* From LIVE to MOVING, from DEAD to PUNCHING, or back: then it is first in its list. */
 void kvd_segment_record_set(
     struct cold_segment *cold, struct kvd_cold_record *record, enum cold_record_state state);
 
-/* Exchange the places of two records of one size; what they are otherwise stays with them. */
+/* Exchange the places of a record and its ghost; what they are otherwise stays with them. */
 void kvd_segment_record_swap(
-    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *b);
+    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *ghost);
 
 /* What is known of its header: all but ordinals and hashes, which are 0. */
 struct kvd_record_header kvd_segment_record_header(const struct kvd_cold_record *record);
@@ -402,7 +408,7 @@ void kvd_segment_write_shed(struct cold_segment *cold, int err);
 bool kvd_segment_has_place(
     const struct cold_segment *cold, uint64_t file_bytes, enum cold_need need);
 
-/* Nothing is queued, written or synced. */
+/* Nothing is queued, written or synced, what is parked aside. */
 bool kvd_segment_write_is_idle(const struct cold_segment *cold);
 
 /* A segment failed: it is quarantined, and whatever in it is not durable counts as lost. */

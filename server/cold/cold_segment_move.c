@@ -207,7 +207,7 @@ void kvd_segment_copy_done(struct cold_write *write, int err)
         return; /* it never had a place */
     }
     write->record = NULL;
-    kvd_segment_record_kill(cold, ghost);
+    kvd_segment_record_kill_ghost(cold, ghost);
     if (err == 0) {
         cold->stats.rewritten_bytes += write->file_bytes;
         kvd_segment_record_swap(cold, record, ghost); /* who holds it finds it in its new place */

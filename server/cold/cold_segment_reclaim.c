@@ -274,7 +274,8 @@ static void files_scan(struct cold_segment *cold)
 /* What rests until a time comes is looked at again then. */
 static void wake_plan(struct cold_segment *cold)
 {
-    const uint64_t times[] = {cold->punch_after_ns, cold->move_after_ns, cold->rest_until_ns};
+    const uint64_t times[] = {cold->punch_after_ns, cold->move_after_ns, cold->rest_until_ns,
+        cold->parked_count > 0 ? cold->parked_until_ns : 0};
     uint64_t now_ns = cold->io->ops->now_ns(cold->io);
     uint64_t first_ns = UINT64_MAX;
 

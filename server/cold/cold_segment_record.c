@@ -98,15 +98,25 @@ void kvd_segment_record_list(struct cold_segment *cold, struct kvd_cold_record *
     record_enter(cold, record);
 }
 
-void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record)
+static void record_die(struct cold_segment *cold, struct kvd_cold_record *record, uint32_t epoch)
 {
     KVARN_ASSERT(record->state == COLD_RECORD_LIVE || record->state == COLD_RECORD_MOVING);
     record_leave(cold, record);
     record->state = COLD_RECORD_DEAD;
-    record->dead_epoch = cold->epoch;
+    record->dead_epoch = epoch;
+    record_enter(cold, record);
+}
+
+void kvd_segment_record_kill(struct cold_segment *cold, struct kvd_cold_record *record)
+{
+    record_die(cold, record, cold->epoch);
     cold->dead_epoch = cold->epoch;
     kvd_segment_record_file(cold, record)->dead_epoch = cold->epoch;
-    record_enter(cold, record);
+}
+
+void kvd_segment_record_kill_ghost(struct cold_segment *cold, struct kvd_cold_record *record)
+{
+    record_die(cold, record, cold->epoch - 2); /* no put depends on it */
 }
 
 void kvd_segment_record_set(
@@ -127,17 +137,18 @@ void kvd_segment_record_set(
 }
 
 void kvd_segment_record_swap(
-    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *b)
+    struct cold_segment *cold, struct kvd_cold_record *a, struct kvd_cold_record *ghost)
 {
     uint32_t place = a->place;
 
-    KVARN_ASSERT(kvd_segment_record_bytes(a) == kvd_segment_record_bytes(b));
+    KVARN_ASSERT(kvd_segment_record_bytes(a) == kvd_segment_record_bytes(ghost));
     record_leave(cold, a);
-    record_leave(cold, b);
-    a->place = b->place;
-    b->place = place;
-    kvd_segment_record_file(cold, a)->dead_epoch = cold->dead_epoch; /* one of them may be dead */
-    kvd_segment_record_file(cold, b)->dead_epoch = cold->dead_epoch;
+    record_leave(cold, ghost);
+    a->place = ghost->place;
+    ghost->place = place;
+    if (a->state == COLD_RECORD_DEAD) {
+        kvd_segment_record_file(cold, a)->dead_epoch = cold->dead_epoch;
+    }
     record_enter(cold, a);
-    record_enter(cold, b);
+    record_enter(cold, ghost);
 }

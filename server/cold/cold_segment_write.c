@@ -24,6 +24,9 @@
 /* A compressed body is kept when it is smaller by 1/32 at least: less is not worth the reading. */
 #define COMPRESS_GAIN_SHIFT 5
 
+/* So long does what must not wait do so all the same, for room that is coming back. */
+#define PARK_NS UINT64_C(1000000000)
+
 /* Bodies up to this are hashed where they are put: some 10 us. */
 #define HASH_INLINE_BYTES_MAX (64 * 1024)
 
@@ -594,8 +597,50 @@ static void shed_some(struct cold_segment *cold)
     kvd_segment_pump_again(cold);
 }
 
-/* Fail the first ones that have no place, nor will have one. */
-static void placeless_fail(struct cold_segment *cold)
+/* Space is being reclaimed, or that is about to be looked at. */
+static bool is_room_coming(const struct cold_segment *cold)
+{
+    return !cold->is_closing && (cold->scan_left > 0 || cold->reclaim_task.is_running ||
+                                    cold->copies > 0 || cold->moving_from != NULL);
+}
+
+/*
+ * What must not wait does so a moment where room is coming back, out of the way of the copies that
+ * bring it.
+ */
+static void park(struct cold_segment *cold, struct cold_write *write)
+{
+    if (cold->parked_count == 0) {
+        cold->parked_until_ns = cold->io->ops->now_ns(cold->io) + PARK_NS;
+    }
+    STAILQ_INSERT_TAIL(&cold->parked, write, link);
+    cold->parked_count++;
+}
+
+/* Those that are parked have a place now, or will have none. */
+static void parked_look(struct cold_segment *cold)
+{
+    const struct cold_write *first = STAILQ_FIRST(&cold->parked);
+    bool is_over =
+        !is_room_coming(cold) || cold->io->ops->now_ns(cold->io) >= cold->parked_until_ns;
+
+    if (first == NULL) {
+        return;
+    }
+    if (kvd_segment_has_place(cold, first->file_bytes, need_of(first))) {
+        STAILQ_CONCAT(&cold->parked, &cold->ready);
+        STAILQ_CONCAT(&cold->ready, &cold->parked);
+        cold->ready_count += cold->parked_count;
+        cold->parked_count = 0;
+    } else if (is_over) {
+        queue_fail(&cold->parked, KVARN_ENOSPC);
+        cold->parked_count = 0;
+        kvd_segment_pump_again(cold);
+    }
+}
+
+/* The first ones that have no place, nor will have one, fail or are parked. */
+static void placeless_end(struct cold_segment *cold)
 {
     const struct cold_write *first;
 
@@ -604,7 +649,11 @@ static void placeless_fail(struct cold_segment *cold)
          !kvd_segment_has_place(cold, first->file_bytes, need_of(first));
          i++) {
         kvd_segment_fill_up(cold, first->file_bytes);
-        write_finish(ready_pop(cold), KVARN_ENOSPC);
+        if (need_of(first) == COLD_NEED_BARRIER && is_room_coming(cold)) {
+            park(cold, ready_pop(cold));
+        } else {
+            write_finish(ready_pop(cold), KVARN_ENOSPC);
+        }
         kvd_segment_pump_again(cold);
     }
 }
@@ -642,10 +691,11 @@ void kvd_segment_write_pump(struct cold_segment *cold)
     if (cold->sealing != NULL) {
         return;
     }
+    parked_look(cold);
     if (cold->shed_left > 0) {
         shed_some(cold);
     } else if (!cold->is_writing && !STAILQ_EMPTY(&cold->ready)) {
-        placeless_fail(cold);
+        placeless_end(cold);
         first = STAILQ_FIRST(&cold->ready);
         if (first != NULL &&
             !kvd_segment_file_has_room(cold, cold->active, first->file_bytes, need_of(first))) {
