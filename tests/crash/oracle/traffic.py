@@ -141,7 +141,7 @@ class Actor:
             for known, state in op.after:
                 self.resolve(known, [known.state, state])
             return
-        if code in SPENT and self.world.may_evict:
+        if code in SPENT and (self.world.may_evict or op.what == "verify"):
             return
         if op.what == "prefetch" and code == "UNSUPPORTED":
             return  # there is no cold tier; prefetched_blocks says where there was one
@@ -542,6 +542,24 @@ class Actor:
 
         self.send(known.conn, message, b"", Op("expire", [(known, None)], done))
 
+    def verify(self):
+        """Whatever goes on beside it, nothing is found that is not there."""
+        known = self.pick(self.live())
+        if known is None:
+            return
+
+        def done(reply):
+            self.world.tally["records_verified"] += reply.message.records
+            self.world.tally["pages_verified"] += reply.message.pages
+            unread = DISK if self.world.may_fail else SPENT
+            found = [f for f in reply.message.findings
+                     if f.wrong_pages or CODES[f.record_error] not in unread]
+            if found:
+                self.world.tally.fault("wrong", f"verify of {known.name}: {found}", known)
+
+        self.send(known.conn, pb.Verify(handle=known.handle), b"",
+                  Op("verify", [(known, known.state)], done))
+
     def is_listed(self, known):
         """Whether the daemon has a session of this name; to look is no use of it."""
         message = pb.ListSessions(prefix=known.name, limit=256)
@@ -560,6 +578,7 @@ def remove_one(items, item):
 STEPS = [Actor.open] * 2 + [Actor.append] * 8 + [Actor.append_attend] * 3 + [Actor.truncate] * 3 + \
     [Actor.fork] * 2 + [Actor.read] * 3 + [Actor.reorder, Actor.drop, Actor.clone, Actor.move,
                                            Actor.touch, Actor.evict, Actor.evict,
-                                           Actor.prefetch, Actor.prefetch, Actor.expire]
+                                           Actor.prefetch, Actor.prefetch, Actor.expire,
+                                           Actor.verify]
 
 __all__ = ["Actor"]
