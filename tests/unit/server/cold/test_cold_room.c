@@ -53,13 +53,22 @@ static uint64_t metric(const struct world *world, enum kvd_metric which)
     return world->rig.service.metrics.values[which];
 }
 
+static bool is_room_wanted(const struct world *world)
+{
+    const struct kvd_cold_sessions *cold = &world->rig.service.cold;
+
+    return cold->tier->ops->wanted(cold->tier) > 0 || cold->gives > 0;
+}
+
 /* Time for what the tier wants given up, too. */
 static void spill(struct world *world)
 {
-    for (unsigned i = 0; i < 20; i++) {
-        kvt_cold_spill(&world->rig);
+    kvt_cold_spill(&world->rig);
+    for (unsigned i = 0; i < 20 && is_room_wanted(world); i++) {
         kvd_io_fake_advance_ms(world->rig.fake, 60);
+        kvt_cold_spill(&world->rig);
     }
+    kvd_io_fake_advance_ms(world->rig.fake, 60); /* what was refused is put again */
     kvt_cold_spill(&world->rig);
     assert_true(kvd_fake_disk_used(world->disk) <= SEGMENTS * SEGMENT_BYTES);
 }
