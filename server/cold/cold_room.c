@@ -220,6 +220,22 @@ static uint64_t bytes_of(const struct kvd_cold_sessions *cold, const struct kvd_
     return info.stored_bytes;
 }
 
+/* Blocks without those at the end that are in memory alone: a tail may stay there. */
+static uint32_t stored_end(const struct kvd_session *session)
+{
+    uint32_t end = kvd_session_block_count(session);
+
+    while (end > 0) {
+        const struct kvd_block *block = kvd_session_block(session, end - 1);
+        if (block == NULL || block->state != KVD_BLOCK_RESIDENT ||
+            kvd_cold_copy_is_durable(block->cold)) {
+            break;
+        }
+        end--;
+    }
+    return end;
+}
+
 /* Blocks from the end that are not in memory, as far as they are wanted. */
 static void give_plan(struct kvd_cold_give *give, uint64_t wanted, bool of_residents)
 {
@@ -227,7 +243,7 @@ static void give_plan(struct kvd_cold_give *give, uint64_t wanted, bool of_resid
     uint32_t count = kvd_session_block_count(session);
     uint32_t looked = 0;
 
-    give->first = count;
+    give->first = of_residents ? count : stored_end(session);
     while (give->first > 0 && (of_residents || (give->bytes < wanted && looked < BLOCKS_MAX))) {
         const struct kvd_block *block = kvd_session_block(session, give->first - 1);
         bool is_away =

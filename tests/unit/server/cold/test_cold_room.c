@@ -25,7 +25,8 @@ struct world {
     struct kvt_rig rig;
     struct kvt_model models[SESSIONS];
     uint64_t life;
-    unsigned count; /* sessions made */
+    unsigned count;       /* sessions made */
+    uint32_t tail_tokens; /* of each, besides its blocks */
 };
 
 static void name_of(unsigned i, char name[8])
@@ -85,7 +86,7 @@ static void session_add(struct world *world, bool is_evicted)
     kvt_model_init(&world->models[i], session, TOKENS + 64);
     kvd_io_fake_advance_ms(world->rig.fake, 1);
     kvd_lifetime_touch(session);
-    kvt_cold_append(&world->rig, session, &world->models[i], TOKENS, 100 + i);
+    kvt_cold_append(&world->rig, session, &world->models[i], TOKENS + world->tail_tokens, 100 + i);
     spill(world);
     if (is_evicted) {
         assert_int_equal(kvd_session_evict(session, BLOCKS, &freed), BLOCKS);
@@ -220,6 +221,31 @@ static void test_use_keeps_a_session_in_the_tier(void **state)
     world_fini(&world);
 }
 
+/* Rows that are not sealed are in memory: what is before them goes all the same, and they stay. */
+static void test_tails_in_memory_do_not_keep_what_is_before_them(void **state)
+{
+    struct world world;
+    char name[8];
+
+    (void)state;
+    world_init(&world);
+    world.tail_tokens = 20;
+    sessions_add(&world, 4, true);
+    world.tail_tokens = 0;
+    sessions_add(&world, SESSIONS - 4, true);
+    for (unsigned i = 0; i < 4; i++) {
+        name_of(i, name);
+        struct kvd_session *session = kvt_cold_find(&world.rig, name);
+        assert_int_equal(kvd_session_block(session, 0)->state, KVD_BLOCK_MISSING);
+        assert_int_equal(kvd_session_block(session, BLOCKS)->state, KVD_BLOCK_RESIDENT);
+        assert_int_equal(kvd_session_length(session), TOKENS + 20);
+        kvt_cold_append(&world.rig, session, NULL, 10, 1); /* appends go on */
+        kvd_session_unref(session);
+    }
+    assert_whole(&world, SESSIONS - 1);
+    world_fini(&world);
+}
+
 static void test_p7_pinned_session_gives_nothing_up(void **state)
 {
     struct world world;
@@ -342,6 +368,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_tier_gives_up_what_was_used_least),
         cmocka_unit_test(test_use_keeps_a_session_in_the_tier),
+        cmocka_unit_test(test_tails_in_memory_do_not_keep_what_is_before_them),
         cmocka_unit_test(test_p7_pinned_session_gives_nothing_up),
         cmocka_unit_test(test_s23_crash_after_giving_up_brings_nothing_wrong_back),
         cmocka_unit_test(test_tier_smaller_than_memory_keeps_the_last_used),
