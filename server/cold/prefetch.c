@@ -119,27 +119,28 @@ static uint32_t block_count(const struct kvd_prefetch_job *job)
 static const struct kvd_block *block_at(const struct kvd_prefetch_job *job, uint32_t block_idx)
 {
     return job->session != NULL ? kvd_session_block(job->session, block_idx)
-                                : job->lease->blocks[block_idx];
+                                : kvd_prefix_lease_block(job->lease, block_idx);
 }
 
 static bool is_loading(const struct kvd_prefetch_job *job, uint32_t block_idx)
 {
-    return job->session != NULL ? kvd_cold_is_loading(job->session, block_idx)
-                                : job->lease->blocks[block_idx]->state == KVD_BLOCK_LOADING;
+    return job->session != NULL
+               ? kvd_cold_is_loading(job->session, block_idx)
+               : kvd_prefix_lease_block(job->lease, block_idx)->state == KVD_BLOCK_LOADING;
 }
 
 static uint64_t load_bytes(const struct kvd_prefetch_job *job, uint32_t block_idx)
 {
-    return job->session != NULL
-               ? kvd_cold_load_bytes(job->session, block_idx)
-               : kvd_cold_block_bytes(job->prefetches->service, job->lease->blocks[block_idx]);
+    return job->session != NULL ? kvd_cold_load_bytes(job->session, block_idx)
+                                : kvd_cold_block_bytes(job->prefetches->service,
+                                      kvd_prefix_lease_block(job->lease, block_idx));
 }
 
 static int fetch(const struct kvd_prefetch_job *job, uint32_t block_idx)
 {
     return job->session != NULL ? kvd_cold_fetch(job->session, block_idx, KVD_COLD_FOR_JOB)
                                 : kvd_cold_fetch_shared(job->prefetches->service, job->lease->shape,
-                                      block_idx, job->lease->blocks[block_idx]);
+                                      block_idx, kvd_prefix_lease_block(job->lease, block_idx));
 }
 
 /* A block is no longer on its way. */

@@ -712,19 +712,15 @@ void kvd_prefix_advance(struct kvd_session *session)
     }
 }
 
-int kvd_prefix_begin(struct kvd_session *session, struct kvd_block *const *blocks,
+int kvd_prefix_begin(struct kvd_session *session, const struct kvd_block_table *blocks,
     const struct kvd_prefix_chain *chain)
 {
-    struct kvd_service *service = session->service;
     uint64_t length = (uint64_t)chain->blocks * session->shape->group;
 
-    KVARN_ASSERT(kvd_session_block_count(session) == 0);
-    for (uint32_t b = 0; b < chain->blocks; b++) {
-        if (kvd_block_table_reserve(service, &session->table) != 0) {
-            kvd_block_table_clear(service, &session->table);
-            return KVARN_ENOSPC;
-        }
-        kvd_block_table_push(&session->table, kvd_block_ref(blocks[b]));
+    KVARN_ASSERT(kvd_session_block_count(session) == 0 && blocks->count == chain->blocks);
+    int err = kvd_block_table_clone(session->service, blocks, &session->table);
+    if (err != 0) {
+        return err;
     }
     for (uint32_t i = 0; i < session->shape->layer_count; i++) {
         struct kvd_layer *ly = &session->layers[i];

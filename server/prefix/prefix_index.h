@@ -197,7 +197,7 @@ void kvd_prefix_advance(struct kvd_session *session);
  * Begin an empty session with these blocks, of its shape, as if it had stored them. Returns 0 or
  * KVARN_ENOSPC, the session empty.
  */
-int kvd_prefix_begin(struct kvd_session *session, struct kvd_block *const *blocks,
+int kvd_prefix_begin(struct kvd_session *session, const struct kvd_block_table *blocks,
     const struct kvd_prefix_chain *chain) KVARN_MUST_CHECK;
 
 #endif

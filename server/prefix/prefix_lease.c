@@ -11,30 +11,37 @@
 #include "lib/base/assert.h"
 #include "server/service.h"
 
-static size_t lease_bytes(uint32_t block_room)
+struct kvd_prefix_lease *kvd_prefix_lease_create(
+    struct kvd_service *service, const struct kvd_shape *shape, const struct kvd_prefix_chain *root)
 {
-    return sizeof(struct kvd_prefix_lease) + block_room * sizeof(struct kvd_block *);
-}
+    struct kvd_prefix_lease *lease = NULL;
 
-struct kvd_prefix_lease *kvd_prefix_lease_create(struct kvd_service *service,
-    const struct kvd_shape *shape, const struct kvd_prefix_chain *root, uint32_t block_room)
-{
-    size_t bytes = lease_bytes(block_room);
-
-    if (kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, bytes) != 0) {
+    if (kvd_budget_charge(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*lease)) != 0) {
         return NULL;
     }
-    struct kvd_prefix_lease *lease = calloc(1, bytes);
+    lease = calloc(1, sizeof(*lease));
     if (lease == NULL) {
-        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, bytes);
+        kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*lease));
         return NULL;
     }
     lease->service = service;
     lease->shape = shape;
     lease->chain = *root;
     memcpy(lease->root, root->name, sizeof(lease->root));
-    lease->block_room = block_room;
     return lease;
+}
+
+int kvd_prefix_lease_add(
+    struct kvd_prefix_lease *lease, struct kvd_block *block, const struct kvd_prefix_chain *chain)
+{
+    int err = kvd_block_table_reserve(lease->service, &lease->blocks);
+
+    if (err == 0) {
+        kvd_block_table_push(&lease->blocks, kvd_block_ref(block));
+        lease->chain = *chain;
+        KVARN_ASSERT(lease->blocks.count == chain->blocks);
+    }
+    return err;
 }
 
 void kvd_prefix_lease_destroy(struct kvd_prefix_lease *lease)
@@ -43,18 +50,15 @@ void kvd_prefix_lease_destroy(struct kvd_prefix_lease *lease)
         return;
     }
     struct kvd_service *service = lease->service;
-    size_t bytes = lease_bytes(lease->block_room);
 
     if (lease->table != NULL) {
         LIST_REMOVE(lease, link);
         lease->table->count--;
     }
     service->io->ops->timer_destroy(lease->timer);
-    for (uint32_t i = 0; i < lease->block_room && lease->blocks[i] != NULL; i++) {
-        kvd_block_unref_later(service, lease->blocks[i]);
-    }
+    kvd_block_table_clear(service, &lease->blocks);
     free(lease);
-    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, bytes);
+    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*lease));
 }
 
 static void expire_cb(void *ctx)

@@ -23,8 +23,7 @@ struct kvd_prefix_lease {
     uint64_t id;
     uint8_t root[KVD_BLOCK_NAME_BYTES]; /* of its chain: tenant, shape, salt, kind */
     struct kvd_prefix_chain chain;      /* with the number of blocks */
-    uint32_t block_room;
-    struct kvd_block *blocks[]; /* refs */
+    struct kvd_block_table blocks;      /* of them, from the first on */
 };
 
 LIST_HEAD(kvd_prefix_lease_list, kvd_prefix_lease);
@@ -36,9 +35,20 @@ struct kvd_prefix_lease_table {
     uint64_t serial; /* of the last lease */
 };
 
-/* A lease with room for blocks, and its chain at the root. NULL: no memory. */
+/* A lease without blocks, its chain at the root. NULL: no memory. */
 struct kvd_prefix_lease *kvd_prefix_lease_create(struct kvd_service *service,
-    const struct kvd_shape *shape, const struct kvd_prefix_chain *root, uint32_t block_room);
+    const struct kvd_shape *shape, const struct kvd_prefix_chain *root);
+
+/* Keep one more block, which `chain` has come to. Returns 0 or KVARN_ENOSPC. */
+int kvd_prefix_lease_add(struct kvd_prefix_lease *lease, struct kvd_block *block,
+    const struct kvd_prefix_chain *chain) KVARN_MUST_CHECK;
+
+/* One of its blocks. */
+static inline struct kvd_block *kvd_prefix_lease_block(
+    const struct kvd_prefix_lease *lease, uint32_t block_idx)
+{
+    return kvd_block_table_at(&lease->blocks, block_idx);
+}
 
 /* Let go of its blocks and free it. NULL ok. */
 void kvd_prefix_lease_destroy(struct kvd_prefix_lease *lease);

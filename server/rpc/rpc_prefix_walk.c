@@ -61,12 +61,11 @@ static bool walk_one(struct prefix_walk *walk)
 
     kvd_prefix_chain_next(index, &next, walk->data + idx * walk->block_bytes, walk->block_bytes);
     struct kvd_block *block = kvd_prefix_index_find(index, &next, lease->shape);
-    if (block == NULL || !is_wanted(walk, block)) {
-        return false;
+    if (block == NULL || !is_wanted(walk, block) ||
+        kvd_prefix_lease_add(lease, block, &next) != 0) {
+        return false; /* or there is no memory for more of it */
     }
-    lease->blocks[idx] = kvd_block_ref(block);
-    lease->chain = next;
-    kvd_prefix_index_touch(index, block, idx == 0 ? NULL : lease->blocks[idx - 1]);
+    kvd_prefix_index_touch(index, block, idx == 0 ? NULL : kvd_prefix_lease_block(lease, idx - 1));
     return true;
 }
 
@@ -127,9 +126,9 @@ void kvd_prefix_walk(struct kvd_request *request, const struct kvd_prefix_words 
         .found_cb = found_cb};
     kvd_prefix_chain_init(&service->prefixes, shape, words->salt->data, words->salt->len,
         is_hashes ? KVD_PREFIX_HASHES : KVD_PREFIX_TOKENS, &root);
-    walk->lease = kvd_prefix_lease_create(service, shape, &root, walk->block_count);
+    walk->lease = kvd_prefix_lease_create(service, shape, &root);
     if (walk->lease == NULL) {
-        (void)!kvd_session_fail_space(service, walk->block_count * sizeof(void *), &why);
+        (void)!kvd_session_fail_space(service, sizeof(struct kvd_prefix_lease), &why);
         kvd_request_fail(request, &why);
         return;
     }

@@ -121,7 +121,7 @@ static int open_share(
         err = kvd_prefix_enable(session, message->salt.data, message->salt.len);
     }
     if (err == 0 && lease != NULL) {
-        err = kvd_prefix_begin(session, lease->blocks, &lease->chain);
+        err = kvd_prefix_begin(session, &lease->blocks, &lease->chain);
     }
     if (err != 0) {
         return kvd_session_fail_space(request->service, sizeof(struct kvd_prefix), why);

@@ -366,12 +366,32 @@ static void look_rows(struct turns *turns)
     call(turns, KVARN_FRAME_PIN, &pin.base);
 }
 
+/* One query token over all of a layer: its pages are taken in one step. */
+static void attend_row(struct turns *turns, const struct opened *opened)
+{
+    static uint8_t q[8 * sizeof(uint16_t)];
+    Kvarnd__Attend attend = KVARND__ATTEND__INIT;
+    Kvarnd__AttendParams params = KVARND__ATTEND_PARAMS__INIT;
+    Kvarnd__AttendItem item = KVARND__ATTEND_ITEM__INIT, *items[] = {&item};
+
+    params.layer = 0;
+    params.q_heads = 1;
+    item.handle = opened->handle;
+    attend.params = &params;
+    attend.n_items = 1;
+    attend.items = items;
+    struct kvt_answer answer = call_with(turns, KVARN_FRAME_ATTEND, &attend.base, q, sizeof(q));
+    kvt_answer_fini(&answer);
+    row(turns, "Attend", "1M tokens, 1 layer", TURN_US_MAX);
+}
+
 static void long_rows(struct turns *turns)
 {
     uint64_t tokens = tokens_of(turns, TOKENS_LONG);
     struct opened opened = long_make(turns, turns->many, "long", tokens);
     char name[32];
 
+    attend_row(turns, &opened);
     fork_call(turns, opened.handle, "fork");
     row(turns, "Fork", "1M tokens, 128 layers", TURN_US_MAX);
     drop_named(turns, "fork");

@@ -369,8 +369,7 @@ static struct kvd_prefix_lease *lease_of(
     struct kvd_prefix_chain chain;
     *ret_resident = 0;
     kvd_prefix_chain_init(&service->prefixes, scene->rig.shape, NULL, 0, KVD_PREFIX_TOKENS, &chain);
-    struct kvd_prefix_lease *lease =
-        kvd_prefix_lease_create(service, scene->rig.shape, &chain, IDS / 64);
+    struct kvd_prefix_lease *lease = kvd_prefix_lease_create(service, scene->rig.shape, &chain);
     assert_non_null(lease);
     while (chain.blocks < IDS / 64) {
         kvd_prefix_chain_next(
@@ -380,10 +379,9 @@ static struct kvd_prefix_lease *lease_of(
         if (block == NULL) {
             break;
         }
-        lease->blocks[chain.blocks - 1] = kvd_block_ref(block);
-        lease->chain = chain;
-        kvd_prefix_index_touch(
-            &service->prefixes, block, chain.blocks == 1 ? NULL : lease->blocks[chain.blocks - 2]);
+        assert_int_equal(kvd_prefix_lease_add(lease, block, &chain), 0);
+        kvd_prefix_index_touch(&service->prefixes, block,
+            chain.blocks == 1 ? NULL : kvd_prefix_lease_block(lease, chain.blocks - 2));
         *ret_resident += block->state == KVD_BLOCK_RESIDENT;
     }
     return lease;

@@ -407,7 +407,7 @@ static void test_s18_long_appends_are_named_ahead(void **state)
 static void test_s15_a_session_begins_with_a_prefix(void **state)
 {
     uint32_t ids[TOKENS_MAX];
-    struct kvd_block *blocks[4];
+    struct kvd_block_table blocks = {0};
     struct kvd_prefix_chain chain;
     struct kvt_rig rig;
     (void)state;
@@ -421,11 +421,14 @@ static void test_s15_a_session_begins_with_a_prefix(void **state)
     for (uint32_t b = 0; b < 4; b++) {
         kvd_prefix_chain_next(
             &rig.service.prefixes, &chain, ids + b * GROUP, GROUP * sizeof(uint32_t));
-        blocks[b] = kvd_prefix_index_find(&rig.service.prefixes, &chain, rig.shape);
-        assert_non_null(blocks[b]);
+        struct kvd_block *block = kvd_prefix_index_find(&rig.service.prefixes, &chain, rig.shape);
+        assert_non_null(block);
+        assert_int_equal(kvd_block_table_reserve(&rig.service, &blocks), 0);
+        kvd_block_table_push(&blocks, kvd_block_ref(block));
     }
     struct kvd_session *session = open_with_salt(&rig, "s");
-    assert_int_equal(kvd_prefix_begin(session, blocks, &chain), 0);
+    assert_int_equal(kvd_prefix_begin(session, &blocks, &chain), 0);
+    kvd_block_table_clear(&rig.service, &blocks);
     assert_int_equal(kvd_session_length(session), 256);
     assert_int_equal(session->prefix_tokens, 256);
     assert_ptr_equal(kvd_session_block(session, 3), kvd_session_block(first, 3));
@@ -516,9 +519,10 @@ static void test_leases_end_with_their_time_or_their_table(void **state)
     struct kvd_block *block = kvd_block_table_at(&session->table, 0);
     kvd_prefix_chain_init(&rig.service.prefixes, rig.shape, NULL, 0, KVD_PREFIX_TOKENS, &root);
     for (int i = 0; i < 2; i++) {
-        struct kvd_prefix_lease *lease = kvd_prefix_lease_create(&rig.service, rig.shape, &root, 4);
-        lease->blocks[0] = kvd_block_ref(block);
-        lease->chain.blocks = 1;
+        struct kvd_prefix_lease *lease = kvd_prefix_lease_create(&rig.service, rig.shape, &root);
+        struct kvd_prefix_chain chain = root;
+        chain.blocks = 1;
+        assert_int_equal(kvd_prefix_lease_add(lease, block, &chain), 0);
         assert_int_equal(kvd_prefix_lease_insert(&table, lease, i == 0 ? 100 : 5000), 0);
         assert_ptr_equal(kvd_prefix_lease_find(&table, lease->id), lease);
     }
@@ -530,6 +534,7 @@ static void test_leases_end_with_their_time_or_their_table(void **state)
     assert_int_equal(block->refs, 3);
     kvd_prefix_lease_table_fini(&table);
     assert_int_equal(table.count, 0);
+    kvt_rig_settle(&rig);
     assert_int_equal(block->refs, 2);
     drop(&rig, session);
     kvt_rig_fini(&rig);
