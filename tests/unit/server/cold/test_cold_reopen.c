@@ -535,17 +535,20 @@ static void test_a_start_without_memory_loses_nothing(void **state)
     (void)state;
     static const char *const names[] = {"a", "b", "c", "d"};
     struct kvd_fake_disk *disk = disk_with(names, 4);
-    uint64_t limit = (UINT64_C(512) << 10) + 1024; /* what the table of names takes, and little */
+    uint64_t too_little = 1024, enough = UINT64_C(1) << 30;
+    uint64_t life = 20;
     uint32_t sessions = 0;
-    unsigned failures = 0;
-    int err;
 
-    while ((err = start_and_end(disk, limit, limit, &sessions)) != 0) {
-        assert_int_equal(err, KVARN_ENOMEM);
-        failures++;
-        limit += limit / 4;
+    /* Limits just below what is enough are those that some of the sessions fit in. */
+    while (enough - too_little > 512) {
+        uint64_t limit = (enough + too_little) / 2;
+        int err = start_and_end(disk, life++, limit, &sessions);
+        assert_true(err == 0 || err == KVARN_ENOMEM);
+        assert_true(err != 0 || sessions == 4);
+        *(err == 0 ? &enough : &too_little) = limit;
     }
-    assert_true(failures > 2);
+    assert_int_equal(start_and_end(disk, life++, too_little, &sessions), KVARN_ENOMEM);
+    assert_int_equal(start_and_end(disk, life, enough, &sessions), 0);
     assert_int_equal(sessions, 4);
     kvd_fake_disk_destroy(disk);
 }
