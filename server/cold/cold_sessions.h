@@ -190,6 +190,13 @@ void kvd_cold_changed(struct kvd_session *session, uint32_t block_idx);
  */
 void kvd_cold_flush(struct kvd_cold_sessions *cold, void (*flushed_cb)(void *ctx), void *ctx);
 
+/*
+ * A copy that is to be cut first: nothing of it is put before kvd_cold_release(), or a kill would
+ * leave a session that nobody asked for.
+ */
+void kvd_cold_hold(struct kvd_session *session);
+void kvd_cold_release(struct kvd_session *session);
+
 /* What the next two answer where nothing of the session is on disk. */
 #define KVD_COLD_NOTHING 1
 

@@ -210,6 +210,17 @@ int kvd_cold_bury(struct kvd_session *session, void (*done)(void *ctx, int err),
     return err;
 }
 
+void kvd_cold_hold(struct kvd_session *session)
+{
+    session->cold.is_buried = true;
+}
+
+void kvd_cold_release(struct kvd_session *session)
+{
+    session->cold.is_buried = false;
+    kvd_cold_note(session);
+}
+
 void kvd_cold_bury_id(struct kvd_cold_sessions *cold, struct kvd_cold_id uid, uint32_t tenant_id)
 {
     struct kvd_spill_put *spill = calloc(1, sizeof(*spill));

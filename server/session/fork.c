@@ -53,6 +53,7 @@ static void fork_cut_cb(void *ctx, const struct kvd_failure *why, bool is_lossy)
         fork_finish(fork, &own, NULL);
         return;
     }
+    kvd_cold_release(fork->child);
     fork_succeed(fork, true, is_lossy);
 }
 
@@ -144,10 +145,14 @@ static void fork_make(struct kvd_fork *fork, uint64_t length)
     kvd_lifetime_touch(args->parent);
     kvd_lifetime_touch(fork->child); /* it has blocks now: the evictor learns of it */
     kvd_metrics_add(&fork->service->metrics, KVD_METRIC_sessions_forked, 1);
+    bool is_cut = is_cut_needed(fork->child, length);
+    if (is_cut) {
+        kvd_cold_hold(fork->child);
+    }
     if (args->name != NULL) {
         kvd_session_table_insert(&fork->service->sessions, fork->child);
     }
-    if (!is_cut_needed(fork->child, length)) {
+    if (!is_cut) {
         fork_succeed(fork, true, false);
         return;
     }

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "server/evict/session_evict.h"
 #include "tests/support/cold_rig.h"
 #include "tests/support/session_cold.h"
 
@@ -267,6 +268,39 @@ static void test_an_exchange_that_is_being_recorded_cannot_be_cancelled(void **s
     world_fini(&world);
 }
 
+/*
+ * A fork of less than all is a copy that is cut, which may have to wait for a block: nothing is on
+ * disk of the copy before.
+ */
+static void test_s23_a_fork_is_not_stored_before_it_is_cut(void **state)
+{
+    (void)state;
+    struct world world;
+    uint64_t freed = 0;
+    world_init(&world);
+    struct kvd_session *parent = stored_session(&world, "s");
+    assert_int_equal(kvd_session_evict(parent, UINT32_MAX, &freed), 4);
+    kvd_io_fake_hold_files(world.rig.fake, true);
+    struct kvt_fork fork = {.parent = parent, .epoch = parent->epoch, .length = 200, .name = "f"};
+    assert_int_equal(kvt_fork_begin(&world.rig, &fork), 0);
+    for (unsigned i = 0; i < 10; i++) {
+        kvt_rig_settle(&world.rig);
+        kvd_io_fake_advance_ms(world.rig.fake, 20);
+    }
+    assert_int_equal(fork.outcome.done_count, 0);
+    kvd_io_fake_hold_files(world.rig.fake, false);
+    for (unsigned i = 0; i < 20; i++) {
+        (void)kvd_io_fake_turn(world.rig.fake);
+        assert_int_not_equal(found_after_cut(&world, "f", 1), 256);
+    }
+    kvt_cold_spill(&world.rig);
+    assert_int_equal(fork.outcome.why.err, 0);
+    assert_int_equal(found_after_cut(&world, "f", 0), 192);
+    kvd_session_unref(fork.child);
+    kvd_session_unref(parent);
+    world_fini(&world);
+}
+
 /* What a tier tells of. */
 static void told_cb(void *ctx, struct kvd_cold_record *record, const struct kvd_cold_info *info)
 {
@@ -347,6 +381,7 @@ int main(void)
         cmocka_unit_test(test_s23_what_cannot_expire_stays),
         cmocka_unit_test(test_s23_what_was_exchanged_does_not_come_back),
         cmocka_unit_test(test_an_exchange_that_is_being_recorded_cannot_be_cancelled),
+        cmocka_unit_test(test_s23_a_fork_is_not_stored_before_it_is_cut),
         cmocka_unit_test(test_s23_a_map_that_a_tombstone_overtook_is_dead),
     };
 
