@@ -85,7 +85,7 @@ static int result_store(
     }
     shape[2] = result->out_bytes / (row_count * sizeof(float));
     code = floats_write(ctl, "out", result->out, shape, 3);
-    if (code == CTL_OK) {
+    if (code == CTL_OK && ctl_is_set(ctl, "lse")) {
         code = floats_write(ctl, "lse", result->lse, shape, 2);
     }
     if (code == CTL_OK) {
