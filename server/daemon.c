@@ -5,7 +5,8 @@
  *
  * Stopping: the first signal closes the listeners and answers new requests with SHUTTING_DOWN; when
  * nothing is in flight, connections close once their replies are sent; at drain_timeout they close
- * as they are; when none is left the loop stops. A second signal ends the process at once.
+ * as they are; when none is left sessions go to the cold tier, if there is one, for at most
+ * flush_timeout more, and the loop stops. A second signal ends the process at once.
  */
 #include "server/daemon.h"
 
@@ -28,6 +29,8 @@
 /* How often a drain looks whether it is over. */
 #define DRAIN_POLL_MS 5
 
+#define NS_PER_MS 1000000
+
 /* Descriptors besides connections: listeners, loop, log, files of Stats, a reserve. */
 #define OTHER_FDS 64
 
@@ -49,6 +52,7 @@ struct kvd_daemon {
     struct kvd_timer *drain_timer;      /* owned */
     enum drain_phase phase;
     uint64_t drain_end_ns; /* when connections close whatever they still wait for */
+    uint64_t flush_end_ns; /* when the cold tier is left as it is */
 };
 
 static uint64_t now_ns(const struct kvd_daemon *daemon)
@@ -73,6 +77,21 @@ static void drained_cb(void *ctx)
     struct kvd_daemon *daemon = ctx;
 
     daemon->io->ops->stop(daemon->io);
+}
+
+/*
+ * A disk that is slow or hangs keeps us no longer: what is not durable yet is lost, as by kill -9,
+ * and the next start finds what is.
+ */
+static void flush_give_up(struct kvd_daemon *daemon)
+{
+    struct kvd_cold *tier = daemon->service.cold.tier;
+    struct kvd_cold_stats stats;
+
+    tier->ops->stats(tier, &stats);
+    kvd_log(KVD_LOG_ERROR, "flush_timeout", "cold_dir=%s queued_bytes=%" PRIu64,
+        daemon->config->cold_dir, stats.queued_bytes);
+    _exit(1); /* file operations may be stuck: nothing that they use can be freed */
 }
 
 static void drain_timer_cb(void *ctx)
@@ -103,6 +122,10 @@ static void drain_timer_cb(void *ctx)
             kvd_cold_flush(&service->cold, drained_cb, daemon);
         }
     }
+    if (daemon->phase >= DRAIN_JOBS && service->cold.tier != NULL &&
+        now_ns(daemon) >= daemon->flush_end_ns) {
+        flush_give_up(daemon);
+    }
 }
 
 static void signal_cb(void *ctx, int signum)
@@ -120,7 +143,8 @@ static void signal_cb(void *ctx, int signum)
     listeners_close(daemon);
     daemon->service.is_draining = true;
     daemon->phase = DRAIN_REQUESTS;
-    daemon->drain_end_ns = now_ns(daemon) + daemon->config->drain_timeout * 1000000;
+    daemon->drain_end_ns = now_ns(daemon) + daemon->config->drain_timeout * NS_PER_MS;
+    daemon->flush_end_ns = daemon->drain_end_ns + daemon->config->flush_timeout * NS_PER_MS;
     daemon->io->ops->timer_start(daemon->drain_timer, DRAIN_POLL_MS, DRAIN_POLL_MS);
 }
 

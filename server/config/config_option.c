@@ -46,6 +46,7 @@
 #define RANGE_write_timeout   1, DAY_MS
 #define RANGE_idle_timeout    0, 30 * DAY_MS
 #define RANGE_drain_timeout   0, DAY_MS
+#define RANGE_flush_timeout   0, DAY_MS
 #define RANGE_log_level       1, 16
 
 static const struct kvd_option options[] = {

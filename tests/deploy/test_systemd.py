@@ -111,7 +111,8 @@ def test_unit_and_example_agree_with_kvarnd(folder, unit, build):
     assert command.split()[1] == "--config"
     assert f"/run/{unit['RuntimeDirectory'][0]}" == str(pathlib.Path(config["listen_unix"]).parent)
     assert unit["RuntimeDirectoryMode"] == ["0700"]
-    assert int(unit["TimeoutStopSec"][0]) * 1000 >= 2 * int(config["drain_timeout"])
+    stop_ms = int(config["drain_timeout"]) + int(config["flush_timeout"])
+    assert int(unit["TimeoutStopSec"][0]) * 1000 >= 1.2 * stop_ms
     assert int(unit["LimitNOFILE"][0]) >= int(config["connections_max"]) + OTHER_DESCRIPTORS
     assert config["listen_tcp"] == "" and unit["RestrictAddressFamilies"] == ["AF_UNIX"]
     assert config["listen_unix"] == "/run/kvarnd/kvarnd.sock"  # where clients look

@@ -10,7 +10,7 @@ from support.wire import Conn
 KEYS = ["listen_unix", "listen_tcp", "insecure_tcp", "allow_uids", "memory_limit", "workers",
         "connections_max", "sessions_max", "credit_requests", "credit_bytes", "payload_max",
         "output_max", "header_timeout", "write_timeout", "idle_timeout", "drain_timeout",
-        "log_level"]
+        "flush_timeout", "log_level"]
 
 
 def printed(*args, env=None):

@@ -53,6 +53,28 @@ def test_drain_finishes_what_is_in_flight(start, connect, transport, number):
         dial(daemon.address)
 
 
+@pytest.mark.deadline(60)
+def test_p17_flush_has_an_end(start, connect, tmp_path):
+    """A disk that takes too long does not hold the stop; what was durable by then comes back."""
+    flags = ("--cold-dir", str(tmp_path / "cold"))
+    daemon = start(*flags, "--drain-timeout", "0", "--flush-timeout", "0")
+    conn = connect(daemon)
+    session = Session(conn, SHAPE, "s")
+    for at in range(0, 200, 40):
+        session.append([ROWS], at)
+    first = b"".join(run.data for run in session.read_stored(0, 192))
+    while conn.call(pb.InspectSession(name="s")).message.summary.restart_tokens < 192:
+        conn.ping()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 1
+    assert "level=error event=flush_timeout" in daemon.log()
+    conn = connect(start(*flags))
+    session = Session(conn, None, "s", mode="existing")
+    session.shape = SHAPE
+    assert session.lengths == [192]  # the tail of 8 tokens was not written
+    assert b"".join(run.data for run in session.read_stored(0, 192)) == first
+
+
 def test_drain_does_not_wait_for_what_has_not_come(start, connect):
     """A request of which the payload is still missing is not in flight."""
     daemon = start("--drain-timeout", "60000")
