@@ -333,6 +333,7 @@ static void segment_free(struct cold_segment *cold)
 
     kvd_segment_free(cold, cold->write_vecs, KVD_FILE_VECS_MAX * sizeof(*cold->write_vecs));
     kvd_segment_free(cold, cold->zeros, KVD_SEGMENT_BLOCK);
+    kvd_segment_free(cold, cold->index_spare, COLD_INDEX_CHUNK_BYTES);
     kvd_budget_release(budget, KVD_BUDGET_COLD, sizeof(*cold));
     free(cold);
 }

@@ -222,6 +222,7 @@ struct cold_segment {
     struct kvd_file_op sync_op;
     struct iovec *write_vecs; /* owned: KVD_FILE_VECS_MAX */
     uint8_t *zeros;           /* owned: a block */
+    uint8_t *index_spare;     /* owned: a chunk of an index; NULL: none */
     bool is_writing, is_syncing;
     struct cold_file *writing_file; /* borrowed: of the write in flight */
     struct kvd_timer *pump_timer;   /* owned */
@@ -359,6 +360,12 @@ static inline bool kvd_segment_record_is_dead(const struct kvd_cold_record *reco
 }
 
 /* cold_segment_index.c */
+
+/*
+ * What is written makes room in memory. So that memory which is full does not stop the writing, a
+ * chunk is kept for when there is no room for one, and taken again as soon as there is.
+ */
+void kvd_segment_index_spare(struct cold_segment *cold);
 
 /* Note a record. Returns 0 or KVARN_ENOMEM. */
 int kvd_segment_index_add(struct cold_segment *cold, struct cold_file *file,

@@ -55,12 +55,30 @@ static int room_grow(struct cold_segment *cold, struct cold_index *index)
     return 0;
 }
 
+void kvd_segment_index_spare(struct cold_segment *cold)
+{
+    if (cold->index_spare == NULL) {
+        cold->index_spare = kvd_segment_alloc(cold, COLD_INDEX_CHUNK_BYTES);
+    }
+}
+
+static uint8_t *chunk_take(struct cold_segment *cold)
+{
+    uint8_t *chunk = kvd_segment_alloc(cold, COLD_INDEX_CHUNK_BYTES);
+
+    if (chunk == NULL) {
+        chunk = cold->index_spare;
+        cold->index_spare = NULL;
+    }
+    return chunk;
+}
+
 static int chunk_add(struct cold_segment *cold, struct cold_index *index)
 {
     int err = hash_start(cold, index);
 
     err = err != 0 ? err : room_grow(cold, index);
-    uint8_t *chunk = err != 0 ? NULL : kvd_segment_alloc(cold, COLD_INDEX_CHUNK_BYTES);
+    uint8_t *chunk = err != 0 ? NULL : chunk_take(cold);
     if (chunk == NULL) {
         return KVARN_ENOMEM;
     }

@@ -30,6 +30,9 @@
 /* Bodies up to this are hashed where they are put: some 10 us. */
 #define HASH_INLINE_BYTES_MAX (64 * 1024)
 
+/* Records after which a spare chunk of the index is asked for again. */
+#define SPARE_RECORDS 8
+
 /* Stretches that one record may need: its meta, its body, its padding; twice. */
 #define WRITE_VECS_MAX(write) \
     (((write)->header.flags & KVD_RECORD_TWICE ? 2 : 1) * ((write)->vec_count + 2))
@@ -425,6 +428,9 @@ static int write_place(struct cold_segment *cold, struct cold_write *write)
     kvd_segment_record_list(cold, write->record, file, file->end);
     file->ordinal_next++;
     file->end += write->file_bytes;
+    if (file->ordinal_next % SPARE_RECORDS == 0) {
+        kvd_segment_index_spare(cold);
+    }
     return 0;
 }
 

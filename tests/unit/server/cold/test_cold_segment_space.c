@@ -161,6 +161,27 @@ static void test_memory_of_records_is_charged_first(void **state)
     free(results);
 }
 
+/* Writing goes on for a while when memory is full: what it frees is what others wait for. */
+static void test_full_memory_does_not_stop_the_index(void **state)
+{
+    enum { CHUNK_RECORDS = 630, CHUNK_BYTES = CHUNK_RECORDS * 104 };
+    struct kvd_fake_disk *disk = kvd_fake_disk_create();
+    struct kvd_cold_record *record;
+    struct kvt_cold_rig rig;
+
+    (void)state;
+    start(&rig, disk, 8u << 20, 16);
+    for (unsigned i = 0; i < 100 + CHUNK_RECORDS; i++) {
+        if (i == 100) {
+            rig.budget.limit_bytes = rig.budget.used_bytes + CHUNK_BYTES - 1;
+        }
+        assert_int_equal(kvt_cold_put_wait(&rig, KVD_COLD_PAGE, i, 1, SMALL_BODY, &record), 0);
+    }
+    rig.budget.limit_bytes = UINT64_C(1) << 30;
+    kvt_cold_stop(&rig);
+    kvd_fake_disk_destroy(disk);
+}
+
 /* Without memory for what the folder holds the start is refused, and nothing is lost. */
 static void test_start_without_memory_is_refused(void **state)
 {
@@ -470,6 +491,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_s18_turns_deal_with_some_records),
         cmocka_unit_test(test_memory_of_records_is_charged_first),
+        cmocka_unit_test(test_full_memory_does_not_stop_the_index),
         cmocka_unit_test(test_start_without_memory_is_refused),
         cmocka_unit_test(test_p5_failed_punch_is_tried_again),
         cmocka_unit_test(test_s23_forgotten_stays_until_puts_are_durable),
