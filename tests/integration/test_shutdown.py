@@ -65,8 +65,7 @@ def test_p17_flush_has_an_end(start, connect, tmp_path):
     first = b"".join(run.data for run in session.read_stored(0, 192))
     while conn.call(pb.InspectSession(name="s")).message.summary.restart_tokens < 192:
         conn.ping()
-    daemon.signal(signal.SIGTERM)
-    assert daemon.wait() == 1
+    daemon.stop(code=1)
     assert "level=error event=flush_timeout" in daemon.log()
     conn = connect(start(*flags))
     session = Session(conn, None, "s", mode="existing")
