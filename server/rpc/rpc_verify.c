@@ -305,7 +305,7 @@ void kvd_rpc_verify(struct kvd_request *request)
         why.retry_after_ms = BUSY_RETRY_MS;
         kvd_fail(&why, KVARN_ERETRY_LATER, "%d calls are verifying already", CALLS_MAX);
     }
-    if (why.err != 0) {
+    if (why.err != 0 || call == NULL) {
         kvd_request_fail(request, &why);
         return;
     }
