@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from oracle.state import Options, new_state
+from oracle.world import call_in_need
 from support import values
 from support.frame import CODES, pb
 from support.model import attention
@@ -63,7 +64,7 @@ class Actor:
     def reopen(self, known):
         """A session that came back after a restart, on a connection of this actor."""
         conn = self.pick(self.conns)
-        reply = conn.call(pb.OpenSession(name=known.name, mode=pb.EXISTING)).message
+        reply = call_in_need(conn, pb.OpenSession(name=known.name, mode=pb.EXISTING))
         self.expect(known, "open: epoch", reply.epoch, known.epoch)
         self.expect(known, "open", list(reply.layer_lengths), known.state.lengths)
         known.conn, known.handle = conn, reply.handle
@@ -564,7 +565,7 @@ class Actor:
         """Whether the daemon has a session of this name; to look is no use of it."""
         message = pb.ListSessions(prefix=known.name, limit=256)
         return any(one.name == known.name
-                   for one in known.conn.call(message).message.sessions)
+                   for one in call_in_need(known.conn, message).sessions)
 
 
 def remove_one(items, item):

@@ -11,11 +11,22 @@ import time
 from oracle.rows import Fresh
 from support.frame import pb
 from support.settings import patience
+from support.wire import Refused
 
 DEAD_KEPT = 8
 HISTORY_KEPT = 12
 NOTES_MAX = 20
 LAWFUL_MISSES = {pb.MISS_WINDOW, pb.MISS_EVICTED, pb.MISS_RESTART}
+
+
+def call_in_need(conn, message):
+    """Ask what needs little memory, again while a daemon whose memory is full refuses it."""
+    end = time.monotonic() + patience(10)
+    while (reply := conn.ask(message)).code == "RETRY_LATER" and time.monotonic() < end:
+        pass
+    if reply.code != "OK":
+        raise Refused(reply)
+    return reply.message
 
 
 class Tally(collections.Counter):
@@ -276,7 +287,7 @@ class World:
 
     def _begins(self, known, conn, handle, state, lengths):
         """The state that is there, if it is the beginning of `state`; None if it is not."""
-        told = conn.call(pb.InspectSession(handle=handle)).message.layer_sealed
+        told = call_in_need(conn, pb.InspectSession(handle=handle)).layer_sealed
         sealed = [at // state.shape.group for at in told]
         if any(a > layer.sealed for a, layer in zip(sealed, state.layers)):
             return None
