@@ -96,7 +96,7 @@ static void seal_count(const struct kvd_seal *seal)
 static void seal_free(struct kvd_service *service, struct kvd_seal *seal)
 {
     free(seal);
-    kvd_budget_release(&service->budget, KVD_BUDGET_STAGING, sizeof(*seal));
+    kvd_budget_release(&service->budget, KVD_BUDGET_SESSIONS, sizeof(*seal));
 }
 
 static void seal_done(struct kvd_job *job)
@@ -203,12 +203,12 @@ static int seal_add(
 {
     struct kvd_budget *budget = &session->service->budget;
 
-    if (kvd_budget_charge(budget, KVD_BUDGET_STAGING, sizeof(struct kvd_seal)) != 0) {
+    if (kvd_budget_charge(budget, KVD_BUDGET_SESSIONS, sizeof(struct kvd_seal)) != 0) {
         return kvd_session_fail_space(session->service, sizeof(struct kvd_seal), why);
     }
     struct kvd_seal *seal = calloc(1, sizeof(*seal));
     if (seal == NULL) {
-        kvd_budget_release(budget, KVD_BUDGET_STAGING, sizeof(*seal));
+        kvd_budget_release(budget, KVD_BUDGET_SESSIONS, sizeof(*seal));
         return kvd_fail(why, KVARN_ENOMEM, "no memory for a seal");
     }
     SLIST_INSERT_HEAD(seals, seal, link);

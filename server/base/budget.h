@@ -15,7 +15,7 @@ enum kvd_budget_kind {
     KVD_BUDGET_CHUNKS,   /* page chunks, whole */
     KVD_BUDGET_STAGING,  /* payloads on their way in */
     KVD_BUDGET_REPLIES,  /* payloads on their way out, attention's partials */
-    KVD_BUDGET_SESSIONS, /* sessions, block tables, page descriptors */
+    KVD_BUDGET_SESSIONS, /* sessions, block tables, page descriptors, seals */
     KVD_BUDGET_CONNS,    /* connections and their requests */
     KVD_BUDGET_QUERIES,  /* query metrics of the encoder aware */
     KVD_BUDGET_POLICIES, /* what eviction knows of sessions */
